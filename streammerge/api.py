@@ -1,0 +1,231 @@
+"""The whole way of a merge, to be read first: open → plan → execute → publish."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from streammerge.budget import Layout, make_layout
+from streammerge.checkpoint import Checkpoint, open_checkpoint
+from streammerge.errors import RecipeError
+from streammerge.outputs.directory import DirectoryOutput
+from streammerge.plan import Plan, make_plan
+from streammerge.recipe import average_recipe
+from streammerge.storage import IoMode
+from streammerge.tensors import parse_size
+
+Reference = str | os.PathLike[str]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A file of the output: its name, bytes and sha256."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was written.
+
+    Attributes:
+        out: the folder.
+        shards: its weight files.
+        parameters: number of elements.
+        notes: what the user should know.
+        nonfinite: NaN and infinite elements by tensor, where they were allowed.
+        read_modes: how many input files were read in which way.
+        seconds: wall time of the merge proper.
+        fingerprint: of the plan.
+    """
+
+    out: Path
+    shards: list[Shard]
+    parameters: int
+    notes: list[str]
+    nonfinite: dict[str, int]
+    read_modes: dict[str, int]
+    seconds: float
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A merge that is planned and checked, with nothing written yet."""
+
+    plan: Plan
+    checkpoints: list[Checkpoint]
+    layout: Layout
+    output: DirectoryOutput
+
+
+def prepare_average(
+    models: Sequence[Reference],
+    out: Reference,
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: str = "auto",
+    memory: str | int | None = None,
+    max_shard_size: str | int = "5GB",
+    skip: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    side_files_from: Reference | None = None,
+    overwrite: bool = False,
+) -> Prepared:
+    """Open the inputs, plan their average and check that it can be carried out; see `average`."""
+    recipe = average_recipe(
+        [os.fspath(model) for model in models],
+        weights,
+        dtype,
+        skip,
+        keep,
+        os.fspath(side_files_from) if side_files_from is not None else None,
+    )
+    budget = None if memory is None else parse_size(memory)
+    shard_size = parse_size(max_shard_size)
+    checkpoints = [open_checkpoint(model) for model in recipe.models]
+    output = DirectoryOutput(Path(out), [Path(model) for model in recipe.models], overwrite)
+    output.check()
+    plan = make_plan(recipe, checkpoints, shard_size)
+    dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
+    layout = make_layout(plan, dtypes, budget)
+    output.check_space(plan)
+    return Prepared(plan, checkpoints, layout, output)
+
+
+def execute(
+    prepared: Prepared,
+    *,
+    device: str = "auto",
+    io: IoMode = "auto",
+    allow_nonfinite: bool = False,
+    command: Sequence[str] | None = None,
+    progress: Progress = lambda nbytes: None,
+) -> Result:
+    """Carry out a prepared merge and publish its output; see `average`."""
+    from streammerge.execute import Pipeline  # torch is loaded here and not before
+    from streammerge.lanes import choose_device
+    from streammerge.outputs.documents import make_documents
+
+    plan, output = prepared.plan, prepared.output
+    chosen, _ = choose_device(device)
+    try:
+        output.begin(plan)
+        report = Pipeline(
+            plan,
+            prepared.checkpoints,
+            prepared.layout,
+            output,
+            io=io,
+            device=chosen,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+        ).run()
+        documents, last = make_documents(
+            plan, prepared.checkpoints, report, command or ["python", *sys.argv]
+        )
+        output.publish(documents, last)
+    except BaseException:
+        output.abandon()
+        raise
+    return Result(
+        out=Path(output.label),
+        shards=[Shard(s.file, s.bytes, s.sha256) for s in report.shards],
+        parameters=plan.parameters,
+        notes=list(plan.notes),
+        nonfinite=dict(report.nonfinite),
+        read_modes=dict(report.read_modes),
+        seconds=report.seconds,
+        fingerprint=plan.fingerprint(),
+    )
+
+
+def plan_average(
+    models: Sequence[Reference],
+    out: Reference,
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: str = "auto",
+    memory: str | int | None = None,
+    max_shard_size: str | int = "5GB",
+    skip: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    side_files_from: Reference | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Return the plan of an average without writing anything; arguments as in `average`."""
+    return prepare_average(
+        models,
+        out,
+        weights=weights,
+        dtype=dtype,
+        memory=memory,
+        max_shard_size=max_shard_size,
+        skip=skip,
+        keep=keep,
+        side_files_from=side_files_from,
+        overwrite=overwrite,
+    ).plan
+
+
+def average(
+    models: Sequence[Reference],
+    out: Reference,
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: str = "auto",
+    memory: str | int | None = None,
+    max_shard_size: str | int = "5GB",
+    device: str = "auto",
+    skip: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    side_files_from: Reference | None = None,
+    overwrite: bool = False,
+    io: IoMode = "auto",
+    allow_nonfinite: bool = False,
+    progress: Progress = lambda nbytes: None,
+) -> Result:
+    """Write the weighted average of checkpoints of one architecture to a folder.
+
+    Args:
+        models: two or more folders with safetensors weights, or paths of .safetensors files.
+        out: the folder to write; made if missing.
+        weights: one for each model, in order, in any proportion; decimals count as written.
+        dtype: auto (each tensor keeps the first model's), float32, float16 or bfloat16.
+        memory: bound on the process's anonymous memory, e.g. "1GiB" or bytes.
+        max_shard_size: bytes of an output shard, e.g. "5GB".
+        device: auto, cpu, cuda, cuda:<i> or mps.
+        skip: globs of tensor names to leave out.
+        keep: globs of tensor names to take from the first model that has them.
+        side_files_from: the model whose config and tokenizer are copied; the first by default.
+        overwrite: replace a checkpoint that is in `out` already.
+        io: how inputs are read: auto, direct, mmap or buffered.
+        allow_nonfinite: pass NaN and Inf on instead of refusing them.
+        progress: called with bytes of output as they are written.
+
+    Raises:
+        StreammergeError: with what is wrong, where, and what to do; nothing is left in `out`.
+    """
+    prepared = prepare_average(
+        models,
+        out,
+        weights=weights,
+        dtype=dtype,
+        memory=memory,
+        max_shard_size=max_shard_size,
+        skip=skip,
+        keep=keep,
+        side_files_from=side_files_from,
+        overwrite=overwrite,
+    )
+    if io not in ("auto", "direct", "mmap", "buffered"):
+        raise RecipeError(f"io {io!r} is not known", "Choose auto, direct, mmap or buffered.")
+    return execute(
+        prepared, device=device, io=io, allow_nonfinite=allow_nonfinite, progress=progress
+    )

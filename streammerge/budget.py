@@ -1,0 +1,139 @@
+"""How the memory budget becomes the shape of the pipeline.
+
+    budget ≥ BASE + frames · Σ(slots + output) + workers · WORKSPACE + PER_TENSOR · tensors · (N + 1)
+
+The pipeline gets what the budget leaves, but no more than helps. Neither the size of the models nor
+that of a shard or tensor occurs; more models make the windows smaller, not the sum larger.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from streammerge.errors import BudgetError
+from streammerge.plan import Plan
+from streammerge.storage import ALIGNMENT
+from streammerge.tensors import DTYPES, format_size
+
+MiB = 1024**2
+BASE = 240 * MiB
+"""Anonymous memory of the process with torch loaded, and of its threads (measured)."""
+WORKSPACE = 4 * MiB
+"""Running sum and temporaries of one compute thread, and its stack and allocator arena."""
+PER_TENSOR = 1024
+"""Python objects for one tensor of one checkpoint or of the plan."""
+FRAMES = 4
+"""Windows in flight: one is written, one merged, two are read."""
+USEFUL = 192 * MiB
+"""Buffers beyond this bring no more speed (measured)."""
+_SMALLEST, _LARGEST = 256 * 1024, 32 * MiB
+_SLACK = 1.125  # room around reads in a slot (`windows.room_for`)
+_SLOT_EXTRA = 16 * ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The shape of the pipeline; it never changes the bits.
+
+    Attributes:
+        memory: the budget, bytes.
+        window: bytes of a window of the output.
+        frames: windows in flight.
+        slots: for each input, the bytes of its slot in a frame.
+        workers: compute threads.
+        peak: expected peak of anonymous memory, bytes.
+        reason: where the budget comes from.
+    """
+
+    memory: int
+    window: int
+    frames: int
+    slots: tuple[int, ...]
+    workers: int
+    peak: int
+    reason: str
+
+    def describe(self) -> str:
+        """Return the layout in one line for people."""
+        return (
+            f"{format_size(self.memory, binary=True)} ({self.reason}); "
+            f"{self.frames} windows of {format_size(self.window, binary=True)} in flight, "
+            f"{self.workers} compute threads"
+        )
+
+
+def make_layout(plan: Plan, input_dtypes: list[dict[str, str]], memory: int | None) -> Layout:
+    """Return the layout that the budget allows.
+
+    Args:
+        plan: the merge.
+        input_dtypes: for each input, dtype codes by tensor name.
+        memory: the budget in bytes; None for what is useful, at most half of what is free.
+
+    Raises:
+        BudgetError: the budget is too small; the message gives the least that works.
+    """
+    workers = max(1, min(4, _cpus()))
+    tensors = sum(len(dtypes) for dtypes in input_dtypes) + len(plan.tensors)
+    fixed = BASE + workers * WORKSPACE + PER_TENSOR * tensors
+    ratios = [_ratio(plan, index, dtypes) for index, dtypes in enumerate(input_dtypes)]
+
+    def cost(window: int) -> int:
+        return FRAMES * (window + sum(_slots(ratios, window)))
+
+    longest = max(shard.file_size for shard in plan.shards)
+    if memory is None:
+        reason = "enough for full speed"
+        budget = fixed + USEFUL
+        free = available_memory()
+        if free is not None and budget > free // 2:
+            budget, reason = max(free // 2, fixed + cost(_SMALLEST)), "half of what is free"
+    else:
+        budget, reason = memory, "as given"
+    if fixed + cost(_SMALLEST) > budget:
+        least = -(-(fixed + cost(_SMALLEST)) // MiB)
+        raise BudgetError(
+            f"--memory {format_size(budget, binary=True)} is too small for "
+            f"{len(input_dtypes)} models with {tensors:,} tensors",
+            f"The least that works here is --memory {least}MiB.",
+        )
+    room = min(budget - fixed, USEFUL)
+    per_byte = FRAMES * (1 + sum(ratio * _SLACK for ratio in ratios))
+    window = int((room - cost(0)) / per_byte)
+    # A small output is cut into several windows too, so that reading and writing overlap.
+    window = max(_SMALLEST, min(window, _LARGEST, longest // 8))
+    window = window // ALIGNMENT * ALIGNMENT
+    slots = tuple(_slots(ratios, window))
+    return Layout(budget, window, FRAMES, slots, workers, fixed + cost(window), reason)
+
+
+def _slots(ratios: list[float], window: int) -> list[int]:
+    return [_aligned(int(window * ratio * _SLACK) + _SLOT_EXTRA) if ratio else 0 for ratio in ratios]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _ratio(plan: Plan, model: int, dtypes: dict[str, str]) -> float:
+    """Return the most bytes of an input that a byte of output can need."""
+    used = [t for t in plan.tensors if model in plan.steps[t.step].sources]
+    pairs = {(dtypes[tensor.name], tensor.dtype) for tensor in used}
+    return max((DTYPES[a].itemsize / DTYPES[b].itemsize for a, b in pairs), default=0.0)
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that can be had now; None where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

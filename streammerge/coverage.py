@@ -1,0 +1,212 @@
+"""Which tensor comes from where: the inputs' names and shapes held against each other.
+
+Every tensor of every input is decided here, by the recipe's rules or by one of three general ones:
+equal shapes are merged, integers are copied when equal, and two known reasons explain an absence
+(a tied output head, a buffer that loaders compute). All else is an error that lists every case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Protocol
+
+from streammerge.errors import CoverageError, RecipeError, listing, printable
+from streammerge.recipe import Recipe
+from streammerge.tensors import TensorInfo
+
+Action = Literal["merge", "equal", "copy"]
+
+# Buffers that models rebuild when they load; old files carry them, newer ones do not.
+_REBUILT_BUFFERS = ("position_ids", "token_type_ids", "inv_freq", "masked_bias", "num_batches_tracked")
+# Output heads and second embeddings that share the input embedding's storage when it is tied.
+_TIED_NAMES = (
+    "lm_head.weight",
+    "embed_out.weight",
+    "output.weight",
+    "predictions.decoder.weight",
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+)
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "shared.weight", "embeddings.weight", "embed_in.weight")
+
+
+class Holder(Protocol):
+    """The part of a checkpoint that matters here."""
+
+    label: str
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The object in config.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one tensor.
+
+    Attributes:
+        tensor: name, dtype and shape in the output.
+        action: "merge"; "equal": copied after a check that all sources agree; "copy": from one.
+        sources: indices of the models it comes from.
+    """
+
+    tensor: TensorInfo
+    action: Action
+    sources: tuple[int, ...]
+
+
+@dataclass
+class Coverage:
+    """All decisions, and what the user should be told of them."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+
+def cover(checkpoints: Sequence[Holder], recipe: Recipe) -> Coverage:
+    """Decide about every tensor of the inputs.
+
+    Raises:
+        CoverageError: tensors that are missing, extra or of another shape or kind in some input.
+        RecipeError: a glob that matches nothing, or nothing left to merge.
+    """
+    names = list(dict.fromkeys(name for c in checkpoints for name in c.tensors))
+    skipped = _matching(names, recipe.skip, "--skip")
+    kept = _matching(names, recipe.keep, "--keep") - skipped
+    result = Coverage()
+    for name in names:
+        if name in skipped:
+            continue
+        holders = [i for i, c in enumerate(checkpoints) if name in c.tensors]
+        if name in kept:
+            first = checkpoints[holders[0]].tensors[name]
+            result.decisions.append(Decision(first, "copy", (holders[0],)))
+        elif len(holders) < len(checkpoints):
+            _explain_absence(name, holders, checkpoints, result)
+        else:
+            _decide(name, checkpoints, recipe.dtype_code, result)
+    _note_globs(result, skipped, kept)
+    _raise_problems(result)
+    if not any(decision.action == "merge" for decision in result.decisions):
+        raise RecipeError(
+            "no floating-point tensor is left to merge", "Loosen --skip and --keep, or use `cp`."
+        )
+    return result
+
+
+def _matching(names: Sequence[str], globs: Sequence[str], option: str) -> set[str]:
+    found: set[str] = set()
+    for glob in globs:
+        matches = {name for name in names if fnmatchcase(name, glob)}
+        if not matches:
+            raise RecipeError(
+                f"{option} {glob!r} matches no tensor",
+                "List the names with `streammerge inspect MODEL --verbose`.",
+            )
+        found |= matches
+    return found
+
+
+def _decide(
+    name: str, checkpoints: Sequence[Holder], dtype: str | None, result: Coverage
+) -> None:
+    infos = [checkpoint.tensors[name] for checkpoint in checkpoints]
+    first, everyone = infos[0], tuple(range(len(infos)))
+    kinds = {info.kind for info in infos}
+    if len({info.shape for info in infos}) > 1:
+        result.mismatched.append(_by_value(name, checkpoints, lambda t: str(list(t.shape))))
+    elif kinds == {"float"}:
+        tensor = TensorInfo(name, dtype or first.dtype, first.shape)
+        result.decisions.append(Decision(tensor, "merge", everyone))
+    elif kinds == {"integer"} and len({info.dtype for info in infos}) == 1:
+        result.decisions.append(Decision(first, "equal", everyone))
+    else:
+        result.mismatched.append(_by_value(name, checkpoints, lambda t: t.dtype))
+
+
+def _by_value(
+    name: str, checkpoints: Sequence[Holder], value: Callable[[TensorInfo], str]
+) -> str:
+    groups: dict[str, list[str]] = {}
+    for checkpoint in checkpoints:
+        groups.setdefault(value(checkpoint.tensors[name]), []).append(checkpoint.label)
+    parts = [f"{shown} in {', '.join(labels)}" for shown, labels in groups.items()]
+    return f"{name}: {'; '.join(parts)}"
+
+
+def _explain_absence(
+    name: str, holders: list[int], checkpoints: Sequence[Holder], result: Coverage
+) -> None:
+    lacking = [c.label for i, c in enumerate(checkpoints) if i not in holders]
+    tied_to = _tied_embedding(name, holders[0], checkpoints)
+    if tied_to:
+        result.notes.append(
+            f"left out {name}: the configs tie it to {tied_to}, and {', '.join(lacking)} has it "
+            "only there"
+        )
+    elif name.rpartition(".")[2] in _REBUILT_BUFFERS:
+        having = ", ".join(checkpoints[i].label for i in holders)
+        result.notes.append(
+            f"left out {name}: a buffer that loaders rebuild; only {having} carries it"
+        )
+    else:
+        result.absent.append(f"{name}: not in {', '.join(lacking)}")
+
+
+def _tied_embedding(name: str, holder: int, checkpoints: Sequence[Holder]) -> str:
+    """Return the embedding that `name` is an alias of by the configs; "" where it is none."""
+    if not name.endswith(_TIED_NAMES) or any(_ties(c.config) is False for c in checkpoints):
+        return ""
+    shape = checkpoints[holder].tensors[name].shape
+    for candidate in checkpoints[0].tensors:
+        if candidate != name and candidate.endswith(_EMBEDDINGS):
+            infos = [c.tensors.get(candidate) for c in checkpoints]
+            if all(info is not None and info.shape == shape for info in infos):
+                return candidate
+    return ""
+
+
+def _ties(config: Mapping[str, Any]) -> bool | None:
+    """Return `tie_word_embeddings` of a config or a config nested in it; None if it is silent.
+
+    Configs leave out what is the default of their class, so silence does not speak against tying
+    in a checkpoint that lacks the head.
+    """
+    nested = [value for value in config.values() if isinstance(value, dict)]
+    for part in [config, *nested]:
+        if isinstance(part.get("tie_word_embeddings"), bool):
+            return bool(part["tie_word_embeddings"])
+    return None
+
+
+def _note_globs(result: Coverage, skipped: set[str], kept: set[str]) -> None:
+    if skipped:
+        result.notes.append(f"left out by --skip: {_some(skipped)}")
+    if kept:
+        result.notes.append(f"kept from the first model that has it, by --keep: {_some(kept)}")
+
+
+def _some(names: set[str]) -> str:
+    first = ", ".join(printable(name) for name in sorted(names)[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
+
+
+def _raise_problems(result: Coverage) -> None:
+    parts = []
+    if result.absent:
+        parts.append(f"{len(result.absent)} tensors are not in every model:\n{listing(result.absent)}")
+    if result.mismatched:
+        parts.append(
+            f"{len(result.mismatched)} tensors differ in shape or kind:\n{listing(result.mismatched)}"
+        )
+    if parts:
+        raise CoverageError(
+            "\n".join(parts),
+            "Merge checkpoints of one architecture; or leave tensors out with --skip GLOB, or take "
+            "them from the first model that has them with --keep GLOB.",
+        )

@@ -1,0 +1,332 @@
+"""Plan → bytes: one pipeline that reads, merges, hashes and writes at once, in bounded memory.
+
+    dispatch ──> readers ──> workers ──┬─> hasher ─┐
+       ↑         (a few      (merge    └─> writer ─┤
+       │          inputs      windows)             │
+       │          each)                            │
+       └───────────── frames come back ────────────┘
+
+A frame holds the buffers of one window. There are only `layout.frames` of them, allocated once; a
+window waits until a frame comes back, so memory is bounded and no stage runs far ahead. Nothing
+here decides what a byte of the output is: block size, threads and device never change the bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import torch
+
+from streammerge.buffers import Frame
+from streammerge.budget import Layout
+from streammerge.checkpoint import Checkpoint
+from streammerge.errors import StreammergeError
+from streammerge.lanes import make_lane, pin
+from streammerge.merging import Merger
+from streammerge.outputs import Output, ShardFile
+from streammerge.plan import Plan
+from streammerge.storage import IoMode, RangeReader
+from streammerge.windows import Window, cut_windows
+
+MAX_READERS = 4
+_OPEN_FILES = 256  # over all inputs; well below the usual limit of 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A finished file of the output: its name, bytes and sha256."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Report:
+    """What happened while a plan was executed.
+
+    Attributes:
+        shards: the files, in the order of the plan.
+        read_modes: how many input files were read in which way.
+        bytes_read: bytes of tensor data read.
+        nonfinite: elements of the output that are NaN or infinite, by tensor.
+        seconds: wall time.
+    """
+
+    shards: list[WrittenShard] = field(default_factory=list)
+    read_modes: Counter[str] = field(default_factory=Counter)
+    bytes_read: int = 0
+    nonfinite: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+class _Flight:
+    """One frame with the window it carries at the moment."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.window: Window
+        self.views: list[list[memoryview]] = []
+        self._pending = 0
+        self._lock = threading.Lock()
+
+    def wait_for(self, parts: int) -> None:
+        """Expect that many calls of `part_done`."""
+        self._pending = parts
+
+    def part_done(self) -> bool:
+        """Count one part; True for the last one."""
+        with self._lock:
+            self._pending -= 1
+            return self._pending == 0
+
+
+_Queue = SimpleQueue[_Flight | None]
+
+
+class Pipeline:
+    """Executes a plan.
+
+    Args:
+        plan: what to do.
+        checkpoints: the opened inputs of the plan.
+        layout: number and size of the buffers.
+        output: where it goes; `begin` was called.
+        io: how inputs are read.
+        device: where blocks are merged.
+        allow_nonfinite: pass NaN and Inf on instead of refusing them.
+        progress: called with the bytes of output written since the last call.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoints: Sequence[Checkpoint],
+        layout: Layout,
+        output: Output,
+        *,
+        io: IoMode = "auto",
+        device: torch.device = torch.device("cpu"),  # noqa: B008  a constant
+        allow_nonfinite: bool = False,
+        progress: Callable[[int], None] = lambda nbytes: None,
+    ) -> None:
+        self._plan, self._checkpoints, self._layout = plan, checkpoints, layout
+        self._output, self._io, self._device = output, io, device
+        self._merger = Merger(plan, allow_nonfinite)
+        self._progress = progress
+        self._readers = min(len(checkpoints), MAX_READERS)
+        self._free: _Queue = SimpleQueue()
+        self._to_read: list[_Queue] = [SimpleQueue() for _ in range(self._readers)]
+        self._to_merge: _Queue = SimpleQueue()
+        self._to_hash: _Queue = SimpleQueue()
+        self._to_write: _Queue = SimpleQueue()
+        self._failure: BaseException | None = None
+        self._report = Report()
+        self._lock = threading.Lock()
+
+    def run(self) -> Report:
+        """Write all shards.
+
+        Raises:
+            StreammergeError: the first failure of any stage; all threads have ended by then.
+        """
+        begin = time.perf_counter()
+        layout = self._layout
+        flights = [_Flight(Frame(layout.slots, layout.window)) for _ in range(layout.frames)]
+        unpin = pin([m for f in flights for m in _memories(f.frame)], self._device)
+        for flight in flights:
+            self._free.put(flight)
+        threads = self._start_threads()
+        try:
+            self._dispatch()
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            for queue in self._queues():
+                for _ in range(layout.workers):
+                    queue.put(None)
+            for thread in threads:
+                thread.join()
+            unpin()
+        if self._failure is not None:
+            raise self._failure
+        self._report.shards.sort(key=lambda shard: shard.file)
+        self._report.nonfinite = self._merger.nonfinite
+        self._report.seconds = time.perf_counter() - begin
+        return self._report
+
+    def _start_threads(self) -> list[threading.Thread]:
+        loops: list[tuple[str, Callable[[], None]]] = [
+            *((f"reader-{i}", lambda i=i: self._read_loop(i)) for i in range(self._readers)),
+            *((f"worker-{i}", self._work_loop) for i in range(self._layout.workers)),
+            ("hasher", self._hash_loop),
+            ("writer", self._write_loop),
+        ]
+        threads = [
+            threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
+            for name, loop in loops
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as error:  # noqa: BLE001  handed to the caller of run()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep the first failure and wake whoever waits on a queue."""
+        with self._lock:
+            if self._failure is None:
+                self._failure = error
+        for queue in self._queues():
+            queue.put(None)
+
+    def _queues(self) -> list[_Queue]:
+        return [self._free, *self._to_read, self._to_merge, self._to_hash, self._to_write]
+
+    def _flights(self, queue: _Queue) -> Iterator[_Flight]:
+        """Yield what comes over a queue until the end of the merge, or a failure."""
+        while (flight := queue.get()) is not None and self._failure is None:
+            yield flight
+        queue.put(None)  # for the next thread on the same queue
+
+    def _dispatch(self) -> None:
+        """Load a free frame with each window in turn; then wait for all frames to come back."""
+        windows = cut_windows(self._plan, self._checkpoints, self._layout.window)
+        free = self._flights(self._free)
+        for window, flight in zip(windows, free, strict=False):
+            flight.window = window
+            flight.views = [[] for _ in self._checkpoints]
+            flight.wait_for(self._readers)
+            for queue in self._to_read:
+                queue.put(flight)
+        for _, _ in zip(range(self._layout.frames), free, strict=False):
+            pass
+
+    def _read_loop(self, number: int) -> None:
+        """Fill the slots of every readers-th input."""
+        with _OpenFiles(self._checkpoints, self._io, self._readers) as files:
+            for flight in self._flights(self._to_read[number]):
+                nbytes = 0
+                for model in range(number, len(self._checkpoints), self._readers):
+                    slot = flight.frame.slots[model]
+                    slot.clear()
+                    for wanted in flight.window.reads[model]:
+                        reader = files.get(model, wanted.file)
+                        buffer = slot.take(wanted.length)
+                        view = reader.fetch(wanted.offset, wanted.length, buffer)
+                        flight.views[model].append(view)
+                        nbytes += wanted.length
+                with self._lock:
+                    self._report.bytes_read += nbytes
+                if flight.part_done():
+                    self._to_merge.put(flight)
+            with self._lock:
+                self._report.read_modes += files.modes
+
+    def _work_loop(self) -> None:
+        """Merge whole windows, on a lane of this thread's own."""
+        lane = make_lane(self._device)
+        for flight in self._flights(self._to_merge):
+            window, output = flight.window, flight.frame.output
+            output[: len(window.header)] = window.header
+            for piece in window.pieces:
+                self._merger.merge(piece, flight.views, output, lane)
+            flight.views = []
+            flight.wait_for(2)
+            self._to_hash.put(flight)
+            self._to_write.put(flight)
+
+    def _hash_loop(self) -> None:
+        """Digest the shards; windows come in any order and are taken in theirs."""
+        waiting: dict[int, _Flight] = {}
+        number, digest, size = 0, hashlib.sha256(), 0
+        for arrived in self._flights(self._to_hash):
+            waiting[arrived.window.number] = arrived
+            while number in waiting:
+                flight = waiting.pop(number)
+                window = flight.window
+                if window.start == 0:
+                    digest, size = hashlib.sha256(), 0
+                digest.update(flight.frame.output[: window.length])
+                size += window.length
+                file = self._plan.shards[window.shard].file
+                if size == self._plan.shards[window.shard].file_size:
+                    self._report.shards.append(WrittenShard(file, size, digest.hexdigest()))
+                number += 1
+                self._release(flight)
+
+    def _write_loop(self) -> None:
+        """Write windows where they belong; a shard is synced when its last byte is written."""
+        open_files: dict[int, ShardFile] = {}
+        missing: dict[int, int] = {}
+        try:
+            for flight in self._flights(self._to_write):
+                window = flight.window
+                shard = self._plan.shards[window.shard]
+                if window.shard not in open_files:
+                    missing[window.shard] = shard.file_size
+                    open_files[window.shard] = self._output.create(shard.file, shard.file_size)
+                file = open_files[window.shard]
+                file.write(window.start, flight.frame.output, window.length)
+                missing[window.shard] -= window.length
+                if missing[window.shard] == 0:
+                    file.finish()
+                    open_files.pop(window.shard).close()
+                self._progress(window.length)
+                self._release(flight)
+        finally:
+            for file in open_files.values():
+                file.close()
+
+    def _release(self, flight: _Flight) -> None:
+        if flight.part_done():
+            self._free.put(flight)
+
+
+def _memories(frame: Frame) -> list[memoryview]:
+    return [*(slot.memory for slot in frame.slots), frame.output]
+
+
+class _OpenFiles:
+    """The input files that one thread has open, the oldest closed when there are too many."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], io: IoMode, threads: int) -> None:
+        self.modes: Counter[str] = Counter()
+        self._checkpoints, self._io = checkpoints, io
+        self._limit = max(1, _OPEN_FILES // threads)
+        self._open: OrderedDict[tuple[int, str], RangeReader] = OrderedDict()
+        self._seen: set[tuple[int, str]] = set()
+
+    def get(self, model: int, file: str) -> RangeReader:
+        """Return the reader of a file, opened when it is first needed."""
+        key = (model, file)
+        if key in self._open:
+            self._open.move_to_end(key)
+            return self._open[key]
+        if len(self._open) >= self._limit:
+            self._open.popitem(last=False)[1].close()
+        reader = self._checkpoints[model].open(file, self._io)
+        if key not in self._seen:
+            self.modes[reader.mode] += 1
+            self._seen.add(key)
+        self._open[key] = reader
+        return reader
+
+    def __enter__(self) -> _OpenFiles:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for reader in self._open.values():
+            reader.close()
+
+

@@ -1,0 +1,1 @@
+"""bytes → Checkpoint: how weights lie in files."""

@@ -1,0 +1,138 @@
+"""A lane is where one compute thread merges blocks: in the CPU's cache, or on a device.
+
+Both kinds give the same bits. Several lanes on one device overlap copying in, merging and copying
+out, each on a stream of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from streammerge.errors import PlanError
+from streammerge.methods import Workspace
+
+Merge = Callable[[Sequence[Tensor], Tensor, Workspace], None]
+"""Merges one block of inputs into an output with a workspace on the same device."""
+
+DEVICE_BLOCK_BYTES = 64 * 1024**2
+_SMALLEST_DEVICE_BLOCK = 1024**2
+
+
+class Lane(Protocol):
+    """Where one thread merges."""
+
+    workspace: Workspace
+
+    def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
+        """Merge one block of at most `workspace.numel(…)` elements; tensors lie on the CPU."""
+
+
+class CpuLane:
+    """Merges where the data lie."""
+
+    def __init__(self) -> None:
+        # One intra-op thread for each compute thread: more would compete for the cores.
+        torch.set_num_threads(1)
+        self.workspace = Workspace(torch.device("cpu"))
+
+    def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
+        """Merge one block in place."""
+        merge(inputs, out, self.workspace)
+
+
+class DeviceLane:
+    """Copies a block to a device, merges it there and copies the result back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.workspace = Workspace(device, DEVICE_BLOCK_BYTES)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
+        """Merge one block; where the device lacks the memory, with blocks of half the size."""
+        try:
+            self._run(merge, inputs, out)
+        except torch.OutOfMemoryError as error:
+            smaller = self.workspace.block_bytes // 2
+            if smaller < _SMALLEST_DEVICE_BLOCK:
+                raise PlanError(
+                    f"the device {self.workspace.device} has no memory left",
+                    "Free some of it, or merge with --device cpu.",
+                ) from error
+            self.workspace = Workspace(self.workspace.device, smaller)
+            if self.workspace.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = out.numel() // 2
+            self.run(merge, [tensor[:half] for tensor in inputs], out[:half])
+            self.run(merge, [tensor[half:] for tensor in inputs], out[half:])
+
+    def _run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
+        with torch.cuda.stream(self._stream):  # does nothing for None
+            numel = out.numel()
+            on_device = []
+            for index, tensor in enumerate(inputs):
+                buffer = self.workspace.buffer(f"input {index}", tensor.dtype, numel)
+                on_device.append(buffer.copy_(tensor, non_blocking=True))
+            result = self.workspace.buffer("output", out.dtype, numel)
+            merge(on_device, result, self.workspace)
+            out.copy_(result, non_blocking=True)
+        if self._stream is not None:
+            self._stream.synchronize()  # releases the GIL; the other lanes go on meanwhile
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """Return the device to merge on, and why.
+
+    Args:
+        name: auto, cpu, cuda, cuda:<i> or mps.
+
+    Raises:
+        PlanError: the device is not there or not known.
+    """
+    if name == "auto":
+        return torch.device("cpu"), "an average waits for the disk, not for arithmetic"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise PlanError(
+            f"--device {name!r} is not known", "Choose auto, cpu, cuda, cuda:<i> or mps."
+        ) from None
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": _mps()}.get(device.type, 0)
+    if (device.index or 0) >= count:
+        raise PlanError(f"there is no device {name!r} here", "Use --device cpu; the bits are equal.")
+    return device, "as given"
+
+
+def _mps() -> int:
+    return int(torch.backends.mps.is_available())
+
+
+def make_lane(device: torch.device) -> Lane:
+    """Return a lane on a device, for the calling thread."""
+    return CpuLane() if device.type == "cpu" else DeviceLane(device)
+
+
+def pin(buffers: Sequence[memoryview], device: torch.device) -> Callable[[], None]:
+    """Register buffers with a CUDA device once, so that copies run at the speed of the bus.
+
+    Returns:
+        what undoes it.
+    """
+    if device.type != "cuda":
+        return lambda: None
+    runtime = torch.cuda.cudart()
+    pointers = []
+    for buffer in buffers:
+        if len(buffer):
+            pointer = torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
+            if int(runtime.cudaHostRegister(pointer, len(buffer), 0)) == 0:
+                pointers.append(pointer)
+
+    def unpin() -> None:
+        for pointer in pointers:
+            runtime.cudaHostUnregister(pointer)
+
+    return unpin

@@ -1,0 +1,58 @@
+"""blocks → files: the contract that every target keeps.
+
+An output takes aligned stretches of shard files in any order, and shows nothing that could be taken
+for a model before `publish`. To add one, write a module here with classes that satisfy `Output` and
+`ShardFile`, and choose it by the scheme of `-o` in `api`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from streammerge.plan import Plan
+
+
+class ShardFile(Protocol):
+    """One shard being written, by one thread."""
+
+    def write(self, offset: int, buffer: memoryview, length: int) -> None:
+        """Write a stretch of the file.
+
+        Args:
+            offset: first byte, a multiple of `storage.ALIGNMENT`.
+            buffer: aligned memory; what follows `length` is padding up to the next aligned byte.
+            length: bytes that count.
+
+        Raises:
+            OutputError: the disk is full or fails; names the file.
+        """
+
+    def finish(self) -> None:
+        """Make the file durable: when this returns, its bytes survive a power cut."""
+
+    def close(self) -> None:
+        """Release the file, finished or not."""
+
+
+class Output(Protocol):
+    """Where the merged checkpoint goes."""
+
+    label: str
+
+    def begin(self, plan: Plan) -> None:
+        """Check that the target can take the output, and make room; nothing is visible yet.
+
+        Raises:
+            OutputError: it cannot be used.
+            DiskSpaceError: the output does not fit.
+        """
+
+    def create(self, file: str, size: int) -> ShardFile:
+        """Begin a shard of known size."""
+
+    def publish(self, documents: Mapping[str, bytes], last: str) -> None:
+        """Give everything its final name: documents and shards, and at the very end `last`."""
+
+    def abandon(self) -> None:
+        """Remove what was written; the target is as before `begin`."""

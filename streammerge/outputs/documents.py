@@ -1,0 +1,111 @@
+"""The small files of an output: index, config, tokenizer and the like, model card, manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from streammerge.checkpoint import Checkpoint
+from streammerge.configs import config_with_dtype
+from streammerge.execute import Report
+from streammerge.formats.folder import INDEX_FILE, SINGLE_FILE
+from streammerge.plan import Plan
+from streammerge.tensors import format_size
+
+MANIFEST = "streammerge.json"
+
+
+def make_documents(
+    plan: Plan, checkpoints: Sequence[Checkpoint], report: Report, command: Sequence[str]
+) -> tuple[dict[str, bytes], str]:
+    """Return the content of every file besides the shards, and the name that must appear last.
+
+    Args:
+        plan: what was done.
+        checkpoints: its opened inputs.
+        report: what came out.
+        command: the arguments that led here, for the card and the manifest.
+    """
+    donor = checkpoints[plan.side_files_from]
+    documents = {path: donor.read_side_file(path) for path in donor.side_files()}
+    if "config.json" in documents:
+        after = [tensor.info for tensor in plan.tensors]
+        config = config_with_dtype(donor.config, list(donor.tensors.values()), after)
+        if config != donor.config:
+            documents["config.json"] = _json(config)
+    documents["README.md"] = model_card(plan, checkpoints, command).encode()
+    documents[MANIFEST] = _json(manifest(plan, report, command))
+    if len(plan.shards) == 1:
+        return documents, SINGLE_FILE
+    documents[INDEX_FILE] = _json(shard_index(plan), sort=True)
+    return documents, INDEX_FILE
+
+
+def shard_index(plan: Plan) -> dict[str, Any]:
+    """Return the object of model.safetensors.index.json."""
+    return {
+        "metadata": {"total_parameters": plan.parameters, "total_size": plan.nbytes},
+        "weight_map": {t.name: shard.file for shard in plan.shards for t in shard.tensors},
+    }
+
+
+def manifest(plan: Plan, report: Report, command: Sequence[str]) -> dict[str, Any]:
+    """Return the object of streammerge.json: enough to check the output and to make it again."""
+    return {
+        "streammerge": plan.streammerge,
+        "fingerprint": plan.fingerprint(),
+        "command": shlex.join(command),
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "inputs": [model.model_dump(mode="json") for model in plan.inputs],
+        "shards": [
+            {"file": shard.file, "bytes": shard.bytes, "sha256": shard.sha256}
+            for shard in report.shards
+        ],
+        "notes": list(plan.notes),
+        "nonfinite": dict(report.nonfinite),
+    }
+
+
+def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[str]) -> str:
+    """Return the README.md of the output, with the metadata that the Hub shows for a merge."""
+    names = [_model_name(model.label) for model in plan.inputs]
+    data = ModelCardData(
+        base_model=names,
+        base_model_relation="merge",
+        tags=["merge", "streammerge"],
+        library_name="transformers" if checkpoints[plan.side_files_from].config else None,
+    )
+    rows = "\n".join(
+        f"| {name} | {model.coefficient:.6g} |"
+        for name, model in zip(names, plan.inputs, strict=True)
+    )
+    return str(
+        ModelCard(
+            f"---\n{data.to_yaml()}\n---\n\n"
+            f"# Merge of {len(names)} models\n\n"
+            f"A weighted average, made with streammerge {plan.streammerge}: "
+            f"{plan.parameters:,} parameters, {format_size(plan.nbytes)}.\n\n"
+            f"| model | coefficient |\n| --- | ---: |\n{rows}\n\n"
+            f"```sh\n{shlex.join(command)}\n```\n\n"
+            f"`{MANIFEST}` holds the identity of every input and the sha256 of every shard.\n"
+        )
+    )
+
+
+def _model_name(label: str) -> str:
+    """Return a name that the Hub takes for a model: org/name as it is, a path by its last part."""
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", label):
+        return label
+    parts = [part for part in re.split(r"[/\\]", label) if part.strip(".")]
+    if len(parts) > 1 and parts[-1].endswith((".safetensors", ".json")):
+        parts.pop()
+    return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "local"
+
+
+def _json(value: Any, sort: bool = False) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=sort, ensure_ascii=False) + "\n").encode()

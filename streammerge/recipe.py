@@ -1,0 +1,90 @@
+"""What the user asked for, checked as far as that goes without looking at a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from streammerge.errors import RecipeError
+from streammerge.tensors import FLOAT_CODES
+from streammerge.weights import Weights, exact_weights
+
+DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Globs = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+class Recipe(BaseModel):
+    """One merge.
+
+    Attributes:
+        models: references of the inputs, in order; the first gives dtypes and side files.
+        weights: one for each model, as written; None for equal ones.
+        dtype: dtype of merged tensors; "auto" keeps the first model's, tensor by tensor.
+        skip: globs of tensor names to leave out.
+        keep: globs of tensor names to take from the first model that has them.
+        side_files_from: the model whose config and tokenizer are taken; None for the first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    models: tuple[str, ...]
+    weights: tuple[float | str, ...] | None = None
+    dtype: DtypeName = "auto"
+    skip: Globs = ()
+    keep: Globs = ()
+    side_files_from: str | None = None
+
+    @property
+    def dtype_code(self) -> str | None:
+        """The safetensors code of `dtype`; None for "auto"."""
+        return FLOAT_CODES.get(self.dtype)
+
+    def exact_weights(self) -> Weights:
+        """Return the weights as integers; see `weights.exact_weights`."""
+        return exact_weights(self.weights or [1] * len(self.models))
+
+
+def average_recipe(
+    models: Sequence[str],
+    weights: Sequence[float | str] | None,
+    dtype: str,
+    skip: Sequence[str],
+    keep: Sequence[str],
+    side_files_from: str | None,
+) -> Recipe:
+    """Return the recipe of a weighted average.
+
+    Raises:
+        RecipeError: too few models, or weights or a dtype that make no sense.
+    """
+    if len(models) < 2:
+        raise RecipeError(
+            f"an average needs at least two models, not {len(models)}",
+            "To copy a single checkpoint, use `cp -r` or `hf download`.",
+        )
+    if weights is not None and len(weights) != len(models):
+        raise RecipeError(
+            f"{len(weights)} weights for {len(models)} models",
+            "Give --weight once for each model, in the same order, or not at all.",
+        )
+    names = ("auto", "float32", "float16", "bfloat16")
+    if dtype not in names:
+        raise RecipeError(f"{dtype!r} is no output dtype", f"Choose one of {', '.join(names)}.")
+    recipe = Recipe(
+        models=tuple(models),
+        weights=tuple(weights) if weights else None,
+        dtype=dtype,
+        skip=tuple(skip),
+        keep=tuple(keep),
+        side_files_from=side_files_from,
+    )
+    recipe.exact_weights()
+    return recipe

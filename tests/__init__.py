@@ -1,0 +1,1 @@
+"""The tests of streammerge: properties held against independent references."""
