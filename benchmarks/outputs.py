@@ -9,9 +9,11 @@ are compared with the exactly rounded mean; peers that sum in another order may 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,7 @@ def wrong_elements(out: Path, models: Sequence[Path], weights: Sequence[float]) 
     if merged.keys() != sources[0].keys():
         missing = len(sources[0].keys() - merged.keys())
         raise ValueError(f"{out} lacks {missing} of {len(sources[0])} tensors")
+    whole = _integers(weights)
     random = np.random.default_rng(0)
     wrong = seen = 0
     for name in random.choice(sorted(merged), min(_WINDOWS, len(merged)), replace=False):
@@ -66,12 +69,19 @@ def wrong_elements(out: Path, models: Sequence[Path], weights: Sequence[float]) 
         first = int(random.integers(0, max(1, place.count - _WINDOW)))
         count = min(_WINDOW, place.count - first)
         total = np.zeros(count)
-        for source, weight in zip(sources, weights, strict=True):
+        for source, weight in zip(sources, whole, strict=True):
             total += weight * _decode(source[str(name)].read(first, count), place.dtype)
-        expected = _round(total / sum(weights), place.dtype)
+        expected = _round(total / sum(whole), place.dtype)
         wrong += int((expected != _bits(place.read(first, count), place.dtype)).sum())
         seen += count
     return wrong, seen
+
+
+def _integers(weights: Sequence[float]) -> list[int]:
+    """Decimal weights as integers of the same proportions: 0.7, 0.3 become 7, 3."""
+    exact = [Fraction(str(weight)) for weight in weights]
+    scale = math.lcm(*(weight.denominator for weight in exact))
+    return [int(weight * scale) for weight in exact]
 
 
 def _bits(raw: bytes, dtype: str) -> npt.NDArray[np.uint64]:

@@ -94,6 +94,7 @@ def install_mergekit(where: Path = MERGEKIT_VENV) -> Path:
 
 def naive_merge(models: Sequence[Path], out: Path, weights: Sequence[float]) -> None:
     """The loop itself. Its imports are here: nobody else in this module needs torch."""
+    import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -103,12 +104,11 @@ def naive_merge(models: Sequence[Path], out: Path, weights: Sequence[float]) -> 
     for shard in sorted(set(maps[0].values())):
         merged = {}
         for name in (name for name, file in maps[0].items() if file == shard):
-            mean = None
+            mean = torch.zeros(())
             for model, files, weight in zip(models, maps, weights, strict=True):
                 with safe_open(model / files[name], framework="pt") as file:
                     tensor = file.get_tensor(name)
-                part = tensor.float() * weight
-                mean = part if mean is None else mean + part
+                mean = mean + tensor.float() * weight
             merged[name] = (mean / total).to(tensor.dtype)
         save_file(merged, out / shard, metadata={"format": "pt"})
     for extra in models[0].glob("*.json"):

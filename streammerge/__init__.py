@@ -1,5 +1,8 @@
 """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
 
-from importlib.metadata import version as _version
+from streammerge.api import Result, Shard, average, plan_average
+from streammerge.errors import StreammergeError
+from streammerge.plan import Plan
+from streammerge.version import __version__
 
-__version__ = _version("streammerge")
+__all__ = ["Plan", "Result", "Shard", "StreammergeError", "__version__", "average", "plan_average"]

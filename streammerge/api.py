@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from streammerge.recipe import average_recipe
 from streammerge.storage import IoMode
 from streammerge.tensors import parse_size
 
+AUTO_DEVICE_REASON = "an average waits for the disk, not for arithmetic"
 Reference = str | os.PathLike[str]
 Progress = Callable[[int], None]
 
@@ -53,6 +57,23 @@ class Result:
     read_modes: dict[str, int]
     seconds: float
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan means on this machine now.
+
+    Attributes:
+        bytes_read: of tensor data, from all inputs.
+        bytes_written: of shard files.
+        reading: how the input files will be read, and why.
+        device: where blocks will be merged, and why.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    reading: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +120,35 @@ def prepare_average(
     return Prepared(plan, checkpoints, layout, output)
 
 
+def preload() -> None:
+    """Begin to load torch beside the reading of headers: it takes a second or two."""
+    threading.Thread(target=lambda: importlib.import_module("torch"), daemon=True).start()
+
+
+def describe(prepared: Prepared, io: IoMode = "auto", device: str = "auto") -> Facts:
+    """Return what a prepared merge will move, and what was chosen for it."""
+    plan, checkpoints = prepared.plan, prepared.checkpoints
+    bytes_read = sum(
+        checkpoints[model].tensors[tensor.name].nbytes
+        for tensor in plan.tensors
+        for model in plan.steps[tensor.step].sources
+    )
+    modes: Counter[str] = Counter()
+    for checkpoint in checkpoints:
+        for file in checkpoint.identity():
+            reader = checkpoint.open(file, io)
+            modes[reader.mode] += 1
+            reader.close()
+    reason = "by what lies in the page cache" if io == "auto" else "as given"
+    counts = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
+    return Facts(
+        bytes_read=bytes_read,
+        bytes_written=sum(shard.file_size for shard in plan.shards),
+        reading=f"files: {counts} ({reason})",
+        device=f"cpu ({AUTO_DEVICE_REASON})" if device == "auto" else f"{device} (as given)",
+    )
+
+
 def execute(
     prepared: Prepared,
     *,
@@ -114,7 +164,7 @@ def execute(
     from streammerge.outputs.documents import make_documents
 
     plan, output = prepared.plan, prepared.output
-    chosen, _ = choose_device(device)
+    chosen = choose_device("cpu" if device == "auto" else device)
     try:
         output.begin(plan)
         report = Pipeline(

@@ -1,6 +1,6 @@
 """How the memory budget becomes the shape of the pipeline.
 
-    budget ≥ BASE + frames · Σ(slots + output) + workers · WORKSPACE + PER_TENSOR · tensors · (N + 1)
+    budget ≥ BASE + frames · Σ(slots + output) + workers · WORKSPACE + tensors · PER_TENSOR
 
 The pipeline gets what the budget leaves, but no more than helps. Neither the size of the models nor
 that of a shard or tensor occurs; more models make the windows smaller, not the sum larger.
@@ -109,7 +109,9 @@ def make_layout(plan: Plan, input_dtypes: list[dict[str, str]], memory: int | No
 
 
 def _slots(ratios: list[float], window: int) -> list[int]:
-    return [_aligned(int(window * ratio * _SLACK) + _SLOT_EXTRA) if ratio else 0 for ratio in ratios]
+    return [
+        _aligned(int(window * ratio * _SLACK) + _SLOT_EXTRA) if ratio else 0 for ratio in ratios
+    ]
 
 
 def _aligned(size: int) -> int:

@@ -19,7 +19,13 @@ from streammerge.tensors import TensorInfo
 Action = Literal["merge", "equal", "copy"]
 
 # Buffers that models rebuild when they load; old files carry them, newer ones do not.
-_REBUILT_BUFFERS = ("position_ids", "token_type_ids", "inv_freq", "masked_bias", "num_batches_tracked")
+_REBUILT_BUFFERS = (
+    "position_ids",
+    "token_type_ids",
+    "inv_freq",
+    "masked_bias",
+    "num_batches_tracked",
+)
 # Output heads and second embeddings that share the input embedding's storage when it is tied.
 _TIED_NAMES = (
     "lm_head.weight",
@@ -29,7 +35,13 @@ _TIED_NAMES = (
     "encoder.embed_tokens.weight",
     "decoder.embed_tokens.weight",
 )
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "shared.weight", "embeddings.weight", "embed_in.weight")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "shared.weight",
+    "embeddings.weight",
+    "embed_in.weight",
+)
 
 
 class Holder(Protocol):
@@ -112,9 +124,7 @@ def _matching(names: Sequence[str], globs: Sequence[str], option: str) -> set[st
     return found
 
 
-def _decide(
-    name: str, checkpoints: Sequence[Holder], dtype: str | None, result: Coverage
-) -> None:
+def _decide(name: str, checkpoints: Sequence[Holder], dtype: str | None, result: Coverage) -> None:
     infos = [checkpoint.tensors[name] for checkpoint in checkpoints]
     first, everyone = infos[0], tuple(range(len(infos)))
     kinds = {info.kind for info in infos}
@@ -129,9 +139,7 @@ def _decide(
         result.mismatched.append(_by_value(name, checkpoints, lambda t: t.dtype))
 
 
-def _by_value(
-    name: str, checkpoints: Sequence[Holder], value: Callable[[TensorInfo], str]
-) -> str:
+def _by_value(name: str, checkpoints: Sequence[Holder], value: Callable[[TensorInfo], str]) -> str:
     groups: dict[str, list[str]] = {}
     for checkpoint in checkpoints:
         groups.setdefault(value(checkpoint.tensors[name]), []).append(checkpoint.label)
@@ -197,13 +205,14 @@ def _some(names: set[str]) -> str:
 
 
 def _raise_problems(result: Coverage) -> None:
-    parts = []
-    if result.absent:
-        parts.append(f"{len(result.absent)} tensors are not in every model:\n{listing(result.absent)}")
-    if result.mismatched:
-        parts.append(
-            f"{len(result.mismatched)} tensors differ in shape or kind:\n{listing(result.mismatched)}"
+    parts = [
+        f"{len(cases)} {'tensor' if len(cases) == 1 else 'tensors'} {what}:\n{listing(cases)}"
+        for cases, what in (
+            (result.absent, "not in every model"),
+            (result.mismatched, "of differing shape or kind"),
         )
+        if cases
+    ]
     if parts:
         raise CoverageError(
             "\n".join(parts),

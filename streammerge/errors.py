@@ -5,7 +5,7 @@
     │   ├── HeaderError           a safetensors header breaks the format
     │   ├── IndexFileError        a shard index breaks the format or disagrees with its shards
     │   └── UnsupportedError      a known kind of file that is refused on purpose (pickle, GGUF, …)
-    ├── RecipeError               what was asked for makes no sense by itself (weights, sizes, globs)
+    ├── RecipeError               what was asked for makes no sense by itself (weights, globs)
     ├── CoverageError             the inputs' tensors do not match each other
     ├── PlanError                 the merge cannot be carried out here
     │   ├── BudgetError           the memory budget is too small

@@ -23,10 +23,9 @@ from queue import SimpleQueue
 
 import torch
 
-from streammerge.buffers import Frame
 from streammerge.budget import Layout
+from streammerge.buffers import Frame
 from streammerge.checkpoint import Checkpoint
-from streammerge.errors import StreammergeError
 from streammerge.lanes import make_lane, pin
 from streammerge.merging import Merger
 from streammerge.outputs import Output, ShardFile
@@ -179,7 +178,7 @@ class Pipeline:
     def _guard(self, loop: Callable[[], None]) -> None:
         try:
             loop()
-        except BaseException as error:  # noqa: BLE001  handed to the caller of run()
+        except BaseException as error:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -328,5 +327,3 @@ class _OpenFiles:
     def __exit__(self, *exception: object) -> None:
         for reader in self._open.values():
             reader.close()
-
-

@@ -7,7 +7,7 @@ out, each on a stream of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class DeviceLane:
 
     def __init__(self, device: torch.device) -> None:
         self.workspace = Workspace(device, DEVICE_BLOCK_BYTES)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = _stream(device)
 
     def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
         """Merge one block; where the device lacks the memory, with blocks of half the size."""
@@ -83,17 +83,21 @@ class DeviceLane:
             self._stream.synchronize()  # releases the GIL; the other lanes go on meanwhile
 
 
-def choose_device(name: str) -> tuple[torch.device, str]:
-    """Return the device to merge on, and why.
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name.
 
     Args:
-        name: auto, cpu, cuda, cuda:<i> or mps.
+        name: cpu, cuda, cuda:<i> or mps.
 
     Raises:
         PlanError: the device is not there or not known.
     """
-    if name == "auto":
-        return torch.device("cpu"), "an average waits for the disk, not for arithmetic"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -102,8 +106,10 @@ def choose_device(name: str) -> tuple[torch.device, str]:
         ) from None
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": _mps()}.get(device.type, 0)
     if (device.index or 0) >= count:
-        raise PlanError(f"there is no device {name!r} here", "Use --device cpu; the bits are equal.")
-    return device, "as given"
+        raise PlanError(
+            f"there is no device {name!r} here", "Use --device cpu; the bits are equal."
+        )
+    return device
 
 
 def _mps() -> int:
@@ -123,7 +129,7 @@ def pin(buffers: Sequence[memoryview], device: torch.device) -> Callable[[], Non
     """
     if device.type != "cuda":
         return lambda: None
-    runtime = torch.cuda.cudart()
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     pointers = []
     for buffer in buffers:
         if len(buffer):

@@ -1,4 +1,4 @@
-"""One piece of a window: the step of its tensor applied to its bytes, and the result looked over."""
+"""One piece of a window: its tensor's step applied to its bytes, and the result looked over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streammerge.lanes import Lane, Merge
 from streammerge.methods import METHODS, Workspace
 from streammerge.plan import Plan, Step
 from streammerge.tensors import torch_dtype
-from streammerge.windows import Piece, Source
+from streammerge.windows import Piece
 
 _INFINITY_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 
@@ -53,7 +53,9 @@ class Merger:
             TensorsDifferError: integers that should be equal are not.
             NonFiniteError: NaN or Inf in an input or in the result, unless allowed.
         """
-        inputs = [_tensor(views[s.model][s.read], s.start, s.dtype, piece.numel) for s in piece.sources]
+        inputs = [
+            _tensor(views[s.model][s.read], s.start, s.dtype, piece.numel) for s in piece.sources
+        ]
         out = _tensor(output, piece.start, piece.tensor.dtype, piece.numel)
         if piece.step.action == "merge":
             self._merge_blocks(piece, inputs, out, lane)

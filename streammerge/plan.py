@@ -15,7 +15,6 @@ from functools import cached_property
 from huggingface_hub import split_state_dict_into_shards_factory
 from pydantic import BaseModel, ConfigDict
 
-from streammerge import __version__
 from streammerge.checkpoint import Checkpoint
 from streammerge.configs import compare_configs
 from streammerge.coverage import Action, Decision, cover
@@ -23,6 +22,7 @@ from streammerge.errors import RecipeError
 from streammerge.formats.safetensors import encode_header
 from streammerge.recipe import Recipe
 from streammerge.tensors import TensorInfo, layout_key
+from streammerge.version import __version__
 from streammerge.weights import Weights, products_are_exact
 
 ARITHMETIC = 1
@@ -165,7 +165,9 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size:
         step = _step(decision, weights, checkpoints)
         number = steps.setdefault(step, len(steps))
         info = decision.tensor
-        tensors.append(OutputTensor(name=info.name, dtype=info.dtype, shape=info.shape, step=number))
+        tensors.append(
+            OutputTensor(name=info.name, dtype=info.dtype, shape=info.shape, step=number)
+        )
     donor = _donor(recipe, checkpoints)
     notes = [note for c in checkpoints for note in c.notes] + coverage.notes
     return Plan(

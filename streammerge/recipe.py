@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -75,16 +75,21 @@ def average_recipe(
             f"{len(weights)} weights for {len(models)} models",
             "Give --weight once for each model, in the same order, or not at all.",
         )
-    names = ("auto", "float32", "float16", "bfloat16")
-    if dtype not in names:
-        raise RecipeError(f"{dtype!r} is no output dtype", f"Choose one of {', '.join(names)}.")
     recipe = Recipe(
         models=tuple(models),
         weights=tuple(weights) if weights else None,
-        dtype=dtype,
+        dtype=_dtype_name(dtype),
         skip=tuple(skip),
         keep=tuple(keep),
         side_files_from=side_files_from,
     )
     recipe.exact_weights()
     return recipe
+
+
+def _dtype_name(name: str) -> DtypeName:
+    for known in get_args(DtypeName):
+        if name == known:
+            return cast(DtypeName, known)
+    known_names = ", ".join(get_args(DtypeName))
+    raise RecipeError(f"{name!r} is no output dtype", f"Choose one of {known_names}.")

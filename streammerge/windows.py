@@ -114,7 +114,9 @@ def _cut_shard(
     current = 0  # the first tensor that is not wholly behind
     for start in range(0, end_of_file, size):
         end = min(start + size, end_of_file)
-        window = Window(0, index, start, end - start, header[start:end], [], [[] for _ in checkpoints])
+        window = Window(
+            0, index, start, end - start, header[start:end], [], [[] for _ in checkpoints]
+        )
         position = current
         while position < len(spans) and spans[position][0] < end:
             begin, stop, tensor = spans[position]
@@ -152,9 +154,7 @@ def _piece(
     )
 
 
-def _plan_reads(
-    piece: Piece, reads: list[list[Range]], checkpoints: Sequence[Checkpoint]
-) -> None:
+def _plan_reads(piece: Piece, reads: list[list[Range]], checkpoints: Sequence[Checkpoint]) -> None:
     """Add what a piece needs to the reads of its sources, extending a range where it touches."""
     for model in piece.step.sources:
         checkpoint, ranges = checkpoints[model], reads[model]

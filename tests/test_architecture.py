@@ -138,7 +138,8 @@ def test_only_the_command_line_prints(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         named = isinstance(node, ast.Name) and node.id == "print"
         stream = isinstance(node, ast.Attribute) and node.attr in {"stdout", "stderr"}
-        assert not (named or stream), f"{path.name}:{getattr(node, 'lineno', 0)} prints"
+        prints = named or stream
+        assert not prints, f"{path.name}:{getattr(node, 'lineno', 0)} prints"
     roots = {name.split(".")[0] for name in imports(path)}
     assert not roots & {"rich", "tqdm", "typer", "click"}, path.name
 

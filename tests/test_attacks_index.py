@@ -120,10 +120,8 @@ def test_two_shards_hold_the_same_tensor(trap: Trap) -> None:
 
 def test_index_names_a_tensor_twice(trap: Trap) -> None:
     sharded(trap)
-    text = (
-        '{"metadata": {}, "weight_map": {"a.weight": "%s", "b.weight": "%s", "b.weight": "%s"}}'
-    ) % (SHARD_1, SHARD_1, SHARD_2)
-    (trap.bad / INDEX).write_text(text)
+    places = f'"a.weight": "{SHARD_1}", "b.weight": "{SHARD_1}", "b.weight": "{SHARD_2}"'
+    (trap.bad / INDEX).write_text(f'{{"metadata": {{}}, "weight_map": {{{places}}}}}')
     trap.refused(NAME_OF_INDEX, r"b\.weight")
 
 

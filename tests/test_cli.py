@@ -160,7 +160,7 @@ def test_what_is_refused_exits_1_with_a_short_message(
 ) -> None:
     filled = [arg.format(a=pair[0], b=pair[1], out=out) for arg in args]
     done = failed(in_process(capsys, *filled, *["--json"] * json_too), 1, *patterns)
-    assert done.out == "" or json_too and isinstance(json.loads(done.out), dict)
+    assert done.out == "" or (json_too and isinstance(json.loads(done.out), dict))
     assert_untouched(out)
 
 

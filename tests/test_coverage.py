@@ -27,7 +27,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def loading_info(out: Path) -> dict[str, Any]:
-    """What transformers says it missed when it loads the folder, with real and with meta tensors."""
+    """What transformers says it missed when it loads the folder, really and on meta."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         from transformers import AutoModelForCausalLM

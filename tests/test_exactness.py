@@ -157,6 +157,19 @@ def test_sums_that_cancel_keep_every_bit_of_fp32(tmp_path: Path) -> None:
     assert_exact(merge(tmp_path, models)["w"], columns)
 
 
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_an_element_does_not_depend_on_its_neighbours(tmp_path: Path, dtype: torch.dtype) -> None:
+    # In fp32 the sum of the first three loses what fp64 keeps; the next sum overflows fp32 (bf16).
+    step = torch.finfo(dtype).eps
+    rows = [[1.0, 3e38], [step / 2, 3e38], [2.0**-30, 3e38], [0.0, 3e38]]
+    rows = [[a, min(b, torch.finfo(dtype).max)] for a, b in rows]
+    alone = [{"w": torch.tensor([row[0]] * 64, dtype=dtype)} for row in rows]
+    beside = [{"w": torch.tensor(row * 32, dtype=dtype)} for row in rows]
+    first = merge(tmp_path / "alone", alone)["w"]
+    second = merge(tmp_path / "beside", beside)["w"]
+    assert wrong_elements(first[::2], second[::2]) == 0
+
+
 def test_odd_shapes_are_exact_and_integers_are_copied(tmp_path: Path) -> None:
     first = random_tensors(1, (BF16, FP16, FP32, torch.int64, torch.int8, torch.bool))
     models = [first, like(first, seed=2), like(first, seed=3)]

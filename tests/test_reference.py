@@ -1,4 +1,4 @@
-"""The reference itself, held against fractions: a wrong judge would make every verdict worthless."""
+"""The reference itself, held against fractions: a wrong judge makes every verdict worthless."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes no sense is refused before the first output byte, with what is wrong and what to do."""
+"""What makes no sense is refused before the first output byte, with the reason and the remedy."""
 
 from __future__ import annotations
 

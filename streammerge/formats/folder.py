@@ -140,7 +140,9 @@ class SafetensorsCheckpoint:
     def _refuse_other_modules(self) -> None:
         extra = [f for f in self.side_files() if f.endswith("/config.json")]
         for folder in (posixpath.dirname(file) for file in extra):
-            weights = [f for f in self._storage.list(folder) if f.endswith((".safetensors", ".bin"))]
+            weights = [
+                f for f in self._storage.list(folder) if f.endswith((".safetensors", ".bin"))
+            ]
             if weights:
                 raise UnsupportedError(
                     f"{self.label} is a sentence-transformers model with weights in several "

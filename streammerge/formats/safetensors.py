@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from streammerge.errors import CheckpointError, HeaderError, UnsupportedError, printable
 from streammerge.storage import Storage
@@ -138,7 +138,7 @@ def _tensor(entry: dict[str, Any], name: str) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape))
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 

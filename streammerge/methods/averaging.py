@@ -72,14 +72,21 @@ def average(
     exact: bool,
 ) -> None:
     """Σ wᵢxᵢ / Σ wᵢ; see `Reduction` for the arguments."""
-    pair = len(tensors) == 2 and weights[0] == weights[1] == 1
-    if pair and accumulator is torch.float32 and tensors[0].dtype in _HALF:
-        if tensors[0].dtype == tensors[1].dtype == out.dtype:
-            # One pass instead of four, and the same bits: a + (b - a)/2 rounds like (a + b)/2
-            # where all three are finite, and the caller looks for what is not.
-            torch.lerp(tensors[0], tensors[1], 0.5, out=out)
-            return
+    if _is_plain_pair(tensors, out, weights, accumulator):
+        # One pass instead of four, and the same bits: a + (b - a)/2 rounds like (a + b)/2 where
+        # all three are finite, and the caller looks for what is not.
+        torch.lerp(tensors[0], tensors[1], 0.5, out=out)
+        return
     total = Accumulator(workspace.buffer("sum", accumulator, out.numel()), workspace, exact)
     for tensor, weight in zip(tensors, weights, strict=True):
         total.add(tensor, weight)
     total.mean(divisor, out)
+
+
+def _is_plain_pair(
+    tensors: Sequence[Tensor], out: Tensor, weights: Sequence[float], accumulator: torch.dtype
+) -> bool:
+    """Whether this is the mean of two 16-bit tensors of the output's dtype."""
+    if len(tensors) != 2 or tuple(weights) != (1, 1) or accumulator is not torch.float32:
+        return False
+    return out.dtype in _HALF and tensors[0].dtype == tensors[1].dtype == out.dtype

@@ -1,6 +1,6 @@
 """A folder on this machine as the target.
 
-Shards grow in a hidden folder inside OUT, on the same file system, under names that no loader knows.
+Shards grow in a hidden folder inside OUT, on the same file system, under names no loader knows.
 Only when every byte of every file is durable are they renamed to OUT, the file that a loader looks
 for first (the index, or the single weight file) last. An older output stays whole until then.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,7 +60,9 @@ class DirectoryOutput:
                 )
         if self._out.exists() and not self._out.is_dir():
             raise OutputError(f"{self.label} is a file", "Give the path of a folder.")
-        present = [p for p in self._out.iterdir() if p.name != STAGING] if self._out.is_dir() else []
+        present = (
+            [p for p in self._out.iterdir() if p.name != STAGING] if self._out.is_dir() else []
+        )
         if present and not self._overwrite:
             raise OutputError(
                 f"the output folder {self.label} is not empty",
@@ -87,7 +89,9 @@ class DirectoryOutput:
         Raises:
             DiskSpaceError: with what is needed and what is free.
         """
-        existing = next(p for p in (self._out.absolute(), *self._out.absolute().parents) if p.exists())
+        existing = next(
+            p for p in (self._out.absolute(), *self._out.absolute().parents) if p.exists()
+        )
         free = shutil.disk_usage(existing).free + _size_below(self._staging)
         needed = plan.nbytes + _SPARE
         if needed > free:
@@ -120,10 +124,10 @@ class DirectoryOutput:
             staged = self._staging / name
             staged.parent.mkdir(parents=True, exist_ok=True)
             folders |= {staged.parent, (self._out / name).parent}
-            with open(staged, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            with open(staged, "wb") as document:
+                document.write(content)
+                document.flush()
+                os.fsync(document.fileno())
         for file in self._shards:
             os.rename(self._staging / f"{file}.partial", self._staging / file)
         _sync_folders(path for path in folders if path.is_dir())
@@ -218,7 +222,9 @@ def _belongs_to_a_checkpoint(path: Path) -> bool:
     """Whether a file or folder in an output may be replaced by a new checkpoint."""
     name = path.name
     if path.is_dir() and not path.is_symlink():
-        return all(is_side_file(f"{name}/{p.name}") or p.name == "config.json" for p in path.iterdir())
+        return all(
+            is_side_file(f"{name}/{p.name}") or p.name == "config.json" for p in path.iterdir()
+        )
     weights = name.endswith((".safetensors", ".safetensors.index.json"))
     return weights or is_side_file(name) or name.endswith(".py") or name in _OWN_FILES
 
@@ -227,9 +233,9 @@ def _size_below(folder: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())
 
 
-def _sync_folders(paths: object) -> None:
+def _sync_folders(paths: Iterable[Path]) -> None:
     """Make the names in folders durable (a no-op where folders cannot be opened)."""
-    for path in paths:  # type: ignore[attr-defined]
+    for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY)
         except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +55,6 @@ class Trap:
 
 
 @pytest.fixture
-def trap(tmp_path: Path) -> Iterator[Trap]:
+def trap(tmp_path: Path) -> Trap:
     """A trap in a folder of its own."""
-    yield Trap(tmp_path)
+    return Trap(tmp_path)

@@ -1,0 +1,52 @@
+"""The progress bar: bytes, rate, time left, and the memory in use."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from streammerge.tensors import format_size
+
+
+class ProgressBar:
+    """Counts bytes of output; call it with those written since the last call.
+
+    Args:
+        total: bytes that will be written.
+        enabled: False draws nothing; neither does a stderr that is no terminal.
+    """
+
+    def __init__(self, total: int, enabled: bool) -> None:
+        self._bar = tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            desc="merging",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=None if enabled else True,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt} "
+            "{remaining} left{postfix}",
+        )
+
+    def __call__(self, nbytes: int) -> None:
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"memory {memory_in_use()}", refresh=False)
+            self._bar.update(nbytes)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+
+def memory_in_use() -> str:
+    """Return this process's anonymous memory, for people; "?" where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("RssAnon"))
+    except (OSError, StopIteration):
+        return "?"
+    return format_size(int(line.split()[1]) * 1024, binary=True)

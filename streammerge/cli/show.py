@@ -1,0 +1,228 @@
+"""What a person sees: plans, results, checkpoints and errors as text, or as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from streammerge.api import Facts, Prepared, Result
+from streammerge.checkpoint import Checkpoint
+from streammerge.errors import StreammergeError, printable
+from streammerge.tensors import TensorInfo, format_size
+
+_FEW = 6
+
+
+def _console(to_stderr: bool = False) -> Console:
+    # A pipe gets lines as long as they are: a path must survive grep.
+    console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200
+    return console
+
+
+def _grid(*columns: str) -> Table:
+    """Return an empty table; a column that begins with ">" is for numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(
+            column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
+    return table
+
+
+def plan(prepared: Prepared, facts: Facts, verbose: bool, to_stderr: bool = False) -> None:
+    """Print a plan."""
+    console = _console(to_stderr)
+    console.print(_models(prepared))
+    console.print()
+    console.print(_summary(prepared, facts))
+    if verbose:
+        console.print()
+        console.print(_plan_tensors(prepared))
+    for note in prepared.plan.notes:
+        console.print(f"[yellow]note[/] {escape(printable(note))}")
+    console.print()
+
+
+def _models(prepared: Prepared) -> Table:
+    table = _grid(">coefficient", ">tensors", ">size", "dtype", "model")
+    for model, checkpoint in zip(prepared.plan.inputs, prepared.checkpoints, strict=True):
+        tensors = list(checkpoint.tensors.values())
+        table.add_row(
+            f"{model.coefficient:.6g}",
+            f"{len(tensors):,}",
+            format_size(sum(tensor.nbytes for tensor in tensors)),
+            _dtypes(tensors),
+            escape(printable(model.label)),
+        )
+    return table
+
+
+def _summary(prepared: Prepared, facts: Facts) -> Table:
+    the_plan = prepared.plan
+    files = [shard.file for shard in the_plan.shards]
+    shown = ", ".join(files) if len(files) <= 2 else f"{files[0]} … {files[-1]}"
+    counts = Counter(the_plan.steps[tensor.step].action for tensor in the_plan.tensors)
+    names = {"merge": "merged", "equal": "copied as equal", "copy": "copied from one model"}
+    coverage = ", ".join(f"{n:,} {names[action]}" for action, n in counts.items())
+    table = _grid("", "")
+    table.show_header = False
+    rows = {
+        "output": f"{prepared.output.label}: {shown}",
+        "contents": f"{the_plan.parameters:,} parameters in {len(the_plan.tensors):,} tensors, "
+        f"{_dtypes([tensor.info for tensor in the_plan.tensors])}",
+        "coverage": coverage,
+        "traffic": f"{format_size(facts.bytes_read)} to read, "
+        f"{format_size(facts.bytes_written)} to write",
+        "reading": facts.reading,
+        "memory": f"{prepared.layout.describe()}; "
+        f"peak about {format_size(prepared.layout.peak, binary=True)}",
+        "device": facts.device,
+    }
+    for name, text in rows.items():
+        table.add_row(f"[bold]{name}[/]", escape(printable(text)))
+    return table
+
+
+def _plan_tensors(prepared: Prepared) -> Table:
+    table = _grid("tensor", "dtype", "shape", "what happens")
+    for tensor in prepared.plan.tensors:
+        step = prepared.plan.steps[tensor.step]
+        what = {
+            "merge": f"{step.method}, summed in {step.accumulator}",
+            "equal": "copied, all equal",
+            "copy": f"copied from {prepared.plan.inputs[step.sources[0]].label}",
+        }[step.action]
+        table.add_row(
+            escape(printable(tensor.name)), tensor.dtype, str(list(tensor.shape)), escape(what)
+        )
+    return table
+
+
+def _dtypes(tensors: list[TensorInfo]) -> str:
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.nbytes
+    return " + ".join(dtype for dtype, _ in sizes.most_common())
+
+
+def plan_as_json(prepared: Prepared, facts: Facts) -> None:
+    """Print a plan as one JSON object."""
+    the_plan = prepared.plan
+    _print_json(
+        {
+            "out": prepared.output.label,
+            "fingerprint": the_plan.fingerprint(),
+            "coefficients": {model.label: model.coefficient for model in the_plan.inputs},
+            "parameters": the_plan.parameters,
+            **asdict(facts),
+            "layout": asdict(prepared.layout),
+            "plan": the_plan.model_dump(mode="json"),
+        }
+    )
+
+
+def result(done: Result, facts: Facts) -> None:
+    """Print what was written."""
+    console = _console()
+    rate = (facts.bytes_read + facts.bytes_written) / max(done.seconds, 1e-9)
+    how = ", ".join(f"{count} {mode}" for mode, count in sorted(done.read_modes.items()))
+    console.print(
+        f"{escape(str(done.out))}: {done.parameters:,} parameters, "
+        f"{format_size(facts.bytes_written)} in {done.seconds:.1f} s "
+        f"({format_size(rate)}/s read and written; files read: {how})"
+    )
+    for shard in done.shards[:_FEW]:
+        console.print(f"  {shard.file}  {format_size(shard.bytes)}  sha256 {shard.sha256}")
+    if len(done.shards) > _FEW:
+        console.print(f"  … and {len(done.shards) - _FEW} more in streammerge.json")
+    for name, count in sorted(done.nonfinite.items()):
+        console.print(f"  [yellow]{count:,} NaN or Inf[/] in {escape(printable(name))}")
+
+
+def result_as_json(done: Result) -> None:
+    """Print what was written as one JSON object."""
+    _print_json({**asdict(done), "out": str(done.out)})
+
+
+def checkpoint(found: Checkpoint, verbose: bool) -> None:
+    """Print what a checkpoint holds."""
+    console = _console()
+    facts = _checkpoint_facts(found)
+    console.print(
+        f"{escape(printable(found.label))}: {facts['parameters']:,} parameters in "
+        f"{len(found.tensors):,} tensors, {format_size(facts['bytes'])}"
+    )
+    table = _grid("dtype", ">tensors", ">parameters", ">size")
+    for code, entry in facts["dtypes"].items():
+        size = format_size(entry["bytes"])
+        table.add_row(code, f"{entry['tensors']:,}", f"{entry['parameters']:,}", size)
+    console.print(table)
+    console.print()
+    table = _grid("file", ">tensors", ">size")
+    for name, entry in facts["files"].items():
+        size = format_size(entry["bytes"])
+        table.add_row(escape(printable(name)), f"{entry['tensors']:,}", size)
+    console.print(table)
+    if verbose:
+        table = _grid("tensor", "dtype", "shape", "file")
+        for tensor in found.tensors.values():
+            file = found.locate(tensor.name).file
+            shape = str(list(tensor.shape))
+            table.add_row(escape(printable(tensor.name)), tensor.dtype, escape(shape), file)
+        console.print()
+        console.print(table)
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
+
+
+def checkpoint_as_json(found: Checkpoint) -> None:
+    """Print what a checkpoint holds as one JSON object."""
+    tensors = {
+        t.name: {"dtype": t.dtype, "shape": list(t.shape), "file": found.locate(t.name).file}
+        for t in found.tensors.values()
+    }
+    _print_json({"model": found.label, **_checkpoint_facts(found), "tensors": tensors})
+
+
+def _checkpoint_facts(found: Checkpoint) -> dict[str, Any]:
+    dtypes: dict[str, Counter[str]] = {}
+    files: dict[str, Counter[str]] = {}
+    for tensor in found.tensors.values():
+        entry = dtypes.setdefault(tensor.dtype, Counter())
+        entry.update(tensors=1, parameters=tensor.numel, bytes=tensor.nbytes)
+        files.setdefault(found.locate(tensor.name).file, Counter())["tensors"] += 1
+    for name, (identity, _) in found.identity().items():
+        files.setdefault(name, Counter())["bytes"] = identity.size
+    return {
+        "parameters": sum(entry["parameters"] for entry in dtypes.values()),
+        "bytes": sum(entry["bytes"] for entry in dtypes.values()),
+        "dtypes": dtypes,
+        "files": files,
+    }
+
+
+def error(problem: StreammergeError) -> None:
+    """Print what is wrong, and what to do."""
+    console = _console(to_stderr=True)
+    console.print(f"[bold red]error[/] {escape(problem.message)}")
+    if problem.remedy:
+        console.print(f"  {escape(problem.remedy)}")
+
+
+def interrupted() -> None:
+    """Say that nothing was left behind."""
+    _console(to_stderr=True).print("interrupted; nothing was left in the output folder")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
