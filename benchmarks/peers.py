@@ -19,6 +19,10 @@ import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # mergekit asks only for ranges; with these two pinned, pip finds a set that works (2026-11:
 # transformers 5.23, peft 0.21, click 8.5). torch is pinned to what we run on ourselves.
@@ -93,26 +97,32 @@ def install_mergekit(where: Path = MERGEKIT_VENV) -> Path:
 
 
 def naive_merge(models: Sequence[Path], out: Path, weights: Sequence[float]) -> None:
-    """The loop itself. Its imports are here: nobody else in this module needs torch."""
-    import torch
-    from safetensors import safe_open
+    """The loop itself, as it is best written. Imports here: only this function needs torch."""
     from safetensors.torch import save_file
 
-    total = sum(weights)
     out.mkdir(parents=True)
     maps = [_weight_map(model) for model in models]
+    first, *others = zip(models, maps, weights, strict=True)
     for shard in sorted(set(maps[0].values())):
         merged = {}
         for name in (name for name, file in maps[0].items() if file == shard):
-            mean = torch.zeros(())
-            for model, files, weight in zip(models, maps, weights, strict=True):
-                with safe_open(model / files[name], framework="pt") as file:
-                    tensor = file.get_tensor(name)
-                mean = mean + tensor.float() * weight
-            merged[name] = (mean / total).to(tensor.dtype)
+            model, files, weight = first
+            tensor = _load(model / files[name], name)
+            mean = tensor.float() * weight
+            for model, files, weight in others:
+                mean.add_(_load(model / files[name], name).float(), alpha=weight)
+            merged[name] = mean.div_(sum(weights)).to(tensor.dtype)
         save_file(merged, out / shard, metadata={"format": "pt"})
     for extra in models[0].glob("*.json"):
         shutil.copy(extra, out)
+
+
+def _load(path: Path, name: str) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
 
 
 def _weight_map(model: Path) -> dict[str, str]:

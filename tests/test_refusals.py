@@ -150,8 +150,6 @@ def test_weights_that_make_no_sense(
         ("memory", "0"),
         ("max_shard_size", "big"),
         ("max_shard_size", "0GB"),
-        ("io", "telepathy"),
-        ("device", "abacus"),
         ("skip", ["nothing.*"]),
         ("keep", ["nothing.*"]),
         ("skip", ["*"]),
@@ -163,6 +161,13 @@ def test_options_that_make_no_sense(
     a: Path, b: Path, out: Path, run: Run, option: str, value: Any
 ) -> None:
     refused(run, [a, b], out, **{option: value})
+
+
+@pytest.mark.parametrize(("option", "value"), [("io", "telepathy"), ("device", "abacus")])
+def test_ways_to_work_that_are_not_known(
+    a: Path, b: Path, out: Path, option: str, value: str
+) -> None:
+    refused(streammerge.average, [a, b], out, value, **{option: value})
 
 
 @BOTH

@@ -19,6 +19,7 @@ from streammerge.errors import CheckpointError, ReadError, printable
 from streammerge.storage import ALIGNMENT, LARGE_READ, FileIdentity, IoMode, RangeReader, is_large
 from streammerge.storage.pagecache import cached_bytes, drop_behind
 
+_MADV_POPULATE_READ = 22  # not in the mmap module
 _MOSTLY = 0.5  # share of a file in the page cache from which reading through the cache is faster
 
 
@@ -84,9 +85,9 @@ def _open_reader(path: str, mode: IoMode) -> RangeReader:
     size = os.fstat(fd).st_size
     cached = cached_bytes(fd)
     in_cache = cached is not None and cached > _MOSTLY * size
-    if mode == "mmap" and size > 0:
+    if (mode == "mmap" or (mode == "auto" and in_cache)) and size > 0:
         return MappedReader(path, fd, size)
-    if mode == "direct" or (mode == "auto" and not in_cache):
+    if mode in ("direct", "auto"):
         try:
             direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except (AttributeError, OSError):  # no such flag (macOS), or not on this file system
@@ -178,18 +179,27 @@ class MappedReader:
         finally:
             os.close(fd)
         self._view = memoryview(self._map)
-        self._released = 0
+        self._released = self._longest = 0
 
     def fetch(self, offset: int, length: int, buffer: memoryview) -> memoryview:
         """Return a view of the mapping; `buffer` stays unused."""
         if offset + length > self._size:
             raise ends_early(self._path, offset, length)
-        # Pages well behind are done with: windows in flight lie within the last few reads.
-        done = (offset - 32 * length) // mmap.PAGESIZE * mmap.PAGESIZE
-        if done > self._released and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED, self._released, done - self._released)
-            self._released = done
+        self._longest = max(self._longest, length)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._populate(offset, length)
+            # What lies well behind the windows in flight is done with; if not, it faults again.
+            done = (offset - 8 * self._longest) // mmap.PAGESIZE * mmap.PAGESIZE
+            if done > self._released:
+                self._map.madvise(mmap.MADV_DONTNEED, self._released, done - self._released)
+                self._released = done
         return self._view[offset : offset + length]
+
+    def _populate(self, offset: int, length: int) -> None:
+        """Map the pages of a range in one call, here instead of one by one in the merge."""
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError):  # Linux before 5.14
+            self._map.madvise(_MADV_POPULATE_READ, start, offset - start + length)
 
     def close(self) -> None:
         """Drop the mapping as soon as no view of it is left."""

@@ -147,7 +147,8 @@ def float64_mean(
 def wrong_elements(found: torch.Tensor, expected: torch.Tensor) -> int:
     """How many elements differ in any bit (a NaN equals a NaN)."""
     same = _bits(found) == _bits(expected)
-    return int((~(same | (found.isnan() & expected.isnan()))).sum())
+    both_nan = found.reshape(-1).isnan() & expected.reshape(-1).isnan()
+    return int((~(same | both_nan)).sum())
 
 
 def ulps_apart(found: torch.Tensor, expected: torch.Tensor) -> int:
