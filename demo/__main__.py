@@ -5,6 +5,7 @@ find the answers to a few questions.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,13 @@ def main() -> int:
     for model in models:
         console.print(f"  {shown(model)}")
 
-    step("The plan, from the headers alone")
     # --overwrite: the folder may hold the result of an earlier run.
-    merge = ["average", *map(shown, models), "-o", shown(MERGED), "--overwrite"]
-    streammerge(*merge, "--memory", "512MiB", "--dry-run")
+    merge = ["average", *map(shown, models), "-o", shown(MERGED), "--memory", "512MiB"]
+    step("The plan, from the headers alone")
+    streammerge(*merge, "--overwrite", "--dry-run")
 
-    step("The merge")
-    streammerge(*merge, "--memory", "512MiB")
+    step("The merge, quiet because its plan stands above")
+    streammerge(*merge, "--overwrite", "--quiet")
 
     # Imported late, so that the demo does not begin with seconds of silence.
     from demo import retrieval
@@ -67,7 +68,8 @@ def shown(path: Path) -> str:
 
 def streammerge(*arguments: str) -> None:
     """Run the command line tool as a user would, on this terminal."""
-    console.print(f"[dim]$ streammerge {' '.join(arguments)}[/dim]")
+    line = shlex.join(arguments).replace(" -o ", " \\\n      -o ")
+    console.print(f"[dim]$ streammerge {line}[/dim]")
     sys.stdout.flush()  # or a pipe would get the command's lines before ours
     subprocess.run([sys.executable, "-m", "streammerge", *arguments], check=True)
 

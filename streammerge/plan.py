@@ -23,7 +23,7 @@ from streammerge.formats.safetensors import encode_header
 from streammerge.recipe import Recipe
 from streammerge.tensors import TensorInfo, layout_key
 from streammerge.version import __version__
-from streammerge.weights import Weights, products_are_exact
+from streammerge.weights import Weights, choose_accumulator
 
 ARITHMETIC = 1
 """Changes whenever the same recipe would give other bits."""
@@ -188,10 +188,7 @@ def _step(decision: Decision, weights: Weights, checkpoints: Sequence[Checkpoint
     sources = tuple(i for i in decision.sources if weights.integers[i])
     chosen = tuple(weights.integers[i] for i in sources)
     dtypes = [checkpoints[i].tensors[decision.tensor.name].dtype for i in sources]
-    # 16-bit inputs are summed in fp32 where every product is exact in it, all others in fp64.
-    wide = "F64" if {"F32", "F64"} & set(dtypes) else "F32"
-    accumulator = wide if products_are_exact(chosen, dtypes, wide) else "F64"
-    exact = products_are_exact(chosen, dtypes, accumulator)
+    accumulator, exact = choose_accumulator(chosen, dtypes, decision.tensor.dtype)
     unit = 1 if exact else max(abs(weight) for weight in chosen)
     return Step(
         action="merge",

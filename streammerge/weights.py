@@ -8,7 +8,7 @@ results are off; with 7 and 3, then a division by 10, none (docs/measurements.md
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,6 +16,7 @@ from streammerge.errors import RecipeError
 
 MANTISSA_BITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
 """Significant bits of each float dtype, the hidden one counted."""
+_SPREAD = 8  # inputs of one element may differ by this many binary orders and still sum exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +65,24 @@ def exact_weights(weights: Sequence[float | int | str | Fraction]) -> Weights:
     return Weights(tuple(integers), sum(integers))
 
 
-def products_are_exact(weights: Sequence[int], dtypes: Sequence[str], accumulator: str) -> bool:
-    """Whether every wᵢ·xᵢ and Σ wᵢ are exact in the accumulator's dtype.
+def choose_accumulator(
+    weights: Sequence[int], dtypes: Collection[str], output: str
+) -> tuple[str, bool]:
+    """Return the dtype code of the running sum, and whether every product is exact in it.
 
     Args:
         weights: the integers.
         dtypes: float codes of the inputs.
-        accumulator: "F32" or "F64".
+        output: float code of the result.
+
+    fp32 serves 16-bit inputs of one dtype with small weights and a 16-bit result: then all products
+    are exact, and so are nearly all sums (`methods.rounding` sees to the others). All else is
+    summed in fp64.
     """
-    bits = MANTISSA_BITS[accumulator]
-    widest = max(abs(weight).bit_length() for weight in weights)
-    fits = widest + max(MANTISSA_BITS[dtype] for dtype in dtypes) <= bits
-    return (set(weights) == {1} or fits) and abs(sum(weights)) <= 2**bits
+    widest = max(abs(weight) for weight in weights).bit_length()
+    span = (sum(abs(weight) for weight in weights) - 1).bit_length()
+    bits = max(MANTISSA_BITS[dtype] for dtype in dtypes)
+    if len(set(dtypes)) == 1 and bits <= 11 and MANTISSA_BITS[output] <= 11:
+        if bits + span + _SPREAD <= MANTISSA_BITS["F32"]:
+            return "F32", True
+    return "F64", bits + max(widest, span) <= MANTISSA_BITS["F64"]

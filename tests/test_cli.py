@@ -14,7 +14,7 @@ import torch
 
 from tests.support.checkpoints import add_side_files, like, random_tensors, write_checkpoint
 from tests.support.cli import ANSI, Done, command, in_process, run
-from tests.support.merging import assert_untouched, sizes_in, snapshot
+from tests.support.merging import assert_untouched, sizes_in, snapshot, without_test_folders
 from tests.support.outputs import manifest, shards_of
 
 Capture = pytest.CaptureFixture[str]
@@ -43,7 +43,7 @@ def failed(done: Done, code: int, *patterns: str) -> Done:
     assert "Traceback" not in done.err + done.out
     assert 0 < len(done.err.splitlines()) <= 30
     for pattern in patterns:
-        assert pattern.lower() in done.err.lower(), done.err
+        assert pattern.lower() in without_test_folders(done.err).lower(), done.err
     return done
 
 

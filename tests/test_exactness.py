@@ -49,7 +49,7 @@ def assert_all_exact(
         assert_exact(tensor, [m[name] for m in models], weights)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32, FP64], ids=str)
 def test_uniform_mean_of_a_million_elements(tmp_path: Path, count: int, dtype: torch.dtype) -> None:
     models = fine_tunes(count, dtype, MILLION if dtype == BF16 else MILLION // 4)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from streammerge.methods import Workspace, merge_method
+from streammerge.methods.rounding import inexact_sums, round_once
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -57,7 +58,10 @@ class Accumulator:
             self._sum.div_(divisor)
         else:  # by a Python number, other devices multiply with a rounded reciprocal
             self._sum.div_(torch.tensor(divisor, dtype=self._sum.dtype, device=self._sum.device))
-        out.copy_(self._sum)
+        if self._sum.dtype is torch.float64:
+            round_once(self._sum, out, self._workspace)
+        else:
+            out.copy_(self._sum)
 
 
 @merge_method("average", aliases=("linear", "weighted_average", "simple_average"))
@@ -77,6 +81,24 @@ def average(
         # all three are finite, and the caller looks for what is not.
         torch.lerp(tensors[0], tensors[1], 0.5, out=out)
         return
+    _weighted_mean(tensors, out, workspace, weights, divisor, accumulator, exact)
+    if accumulator is torch.float32:
+        again = inexact_sums(tensors, weights, workspace)
+        if again is not None:
+            few, mean = [tensor[again] for tensor in tensors], out[again]
+            _weighted_mean(few, mean, workspace, weights, divisor, torch.float64, exact)
+            out[again] = mean
+
+
+def _weighted_mean(
+    tensors: Sequence[Tensor],
+    out: Tensor,
+    workspace: Workspace,
+    weights: Sequence[float],
+    divisor: float,
+    accumulator: torch.dtype,
+    exact: bool,
+) -> None:
     total = Accumulator(workspace.buffer("sum", accumulator, out.numel()), workspace, exact)
     for tensor, weight in zip(tensors, weights, strict=True):
         total.add(tensor, weight)
