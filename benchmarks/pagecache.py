@@ -74,7 +74,7 @@ def make_cold(paths: Iterable[Path]) -> str:
     left = cached_bytes(files)
     if left is None:
         if how != "drop_caches":
-            raise ColdUnavailable("not root, and this kernel has no cachestat to check fadvise by")
+            raise ColdUnavailable("not root, and no cachestat(2) here to check fadvise by")
     elif left > 0.001 * total_bytes(files):
         raise ColdUnavailable(f"{left} bytes stayed in the page cache")
     return how

@@ -34,7 +34,8 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _shown(report: Report, state: str) -> list[str]:
-    return [name for name in report.names(state) if not name.startswith(_LEFT_OUT)]
+    names = [name for name in report.names(state) if not name.startswith(_LEFT_OUT)]
+    return [name for name in names if "cgroup" not in name]  # the same bar once more
 
 
 def _panel(report: Report, state: str, axis: Any) -> None:
@@ -43,7 +44,9 @@ def _panel(report: Report, state: str, axis: Any) -> None:
     middle = [wall.median for wall in walls]
     noise = [[w.median - w.low for w in walls], [w.high - w.median for w in walls]]
     colours = ["#2a6f97" if name.startswith(OURS) else "#b8b8b8" for name in names]
-    axis.barh(names, middle, xerr=noise, color=colours, error_kw={"lw": 0.8, "capsize": 2})
+    bars = axis.barh(names, middle, xerr=noise, color=colours, error_kw={"lw": 0.8, "capsize": 2})
+    axis.bar_label(bars, fmt="%.1f", padding=4, fontsize=8)
+    axis.margins(x=0.12)
     floor = report.floor(state)
     if floor:
         axis.axvline(floor.median, color="#c1121f", lw=1, ls="--", label="floor")

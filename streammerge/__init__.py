@@ -1,8 +1,17 @@
 """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
 
-from streammerge.api import Result, Shard, average, plan_average
+from streammerge.api import Result, average, plan_average
 from streammerge.errors import StreammergeError
+from streammerge.outputs import WrittenShard
 from streammerge.plan import Plan
 from streammerge.version import __version__
 
-__all__ = ["Plan", "Result", "Shard", "StreammergeError", "__version__", "average", "plan_average"]
+__all__ = [
+    "Plan",
+    "Result",
+    "StreammergeError",
+    "WrittenShard",
+    "__version__",
+    "average",
+    "plan_average",
+]

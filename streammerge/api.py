@@ -6,32 +6,23 @@ import importlib
 import os
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from streammerge.budget import Layout, make_layout
 from streammerge.checkpoint import Checkpoint, open_checkpoint
 from streammerge.errors import RecipeError
+from streammerge.outputs import WrittenShard
 from streammerge.outputs.directory import DirectoryOutput
 from streammerge.plan import Plan, make_plan
 from streammerge.recipe import average_recipe
 from streammerge.storage import IoMode
 from streammerge.tensors import parse_size
 
-AUTO_DEVICE_REASON = "an average waits for the disk, not for arithmetic"
 Reference = str | os.PathLike[str]
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A file of the output: its name, bytes and sha256."""
-
-    file: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +41,13 @@ class Result:
     """
 
     out: Path
-    shards: list[Shard]
+    shards: list[WrittenShard]
     parameters: int
     notes: list[str]
     nonfinite: dict[str, int]
     read_modes: dict[str, int]
     seconds: float
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a plan means on this machine now.
-
-    Attributes:
-        bytes_read: of tensor data, from all inputs.
-        bytes_written: of shard files.
-        reading: how the input files will be read, and why.
-        device: where blocks will be merged, and why.
-    """
-
-    bytes_read: int
-    bytes_written: int
-    reading: str
-    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,30 +99,6 @@ def preload() -> None:
     threading.Thread(target=lambda: importlib.import_module("torch"), daemon=True).start()
 
 
-def describe(prepared: Prepared, io: IoMode = "auto", device: str = "auto") -> Facts:
-    """Return what a prepared merge will move, and what was chosen for it."""
-    plan, checkpoints = prepared.plan, prepared.checkpoints
-    bytes_read = sum(
-        checkpoints[model].tensors[tensor.name].nbytes
-        for tensor in plan.tensors
-        for model in plan.steps[tensor.step].sources
-    )
-    modes: Counter[str] = Counter()
-    for checkpoint in checkpoints:
-        for file in checkpoint.identity():
-            reader = checkpoint.open(file, io)
-            modes[reader.mode] += 1
-            reader.close()
-    reason = "by what lies in the page cache" if io == "auto" else "as given"
-    counts = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
-    return Facts(
-        bytes_read=bytes_read,
-        bytes_written=sum(shard.file_size for shard in plan.shards),
-        reading=f"files: {counts} ({reason})",
-        device=f"cpu ({AUTO_DEVICE_REASON})" if device == "auto" else f"{device} (as given)",
-    )
-
-
 def execute(
     prepared: Prepared,
     *,
@@ -178,7 +128,11 @@ def execute(
             progress=progress,
         ).run()
         documents, last = make_documents(
-            plan, prepared.checkpoints, report, command or ["python", *sys.argv]
+            plan,
+            prepared.checkpoints,
+            report.shards,
+            report.nonfinite,
+            command or ["python", *sys.argv],
         )
         output.publish(documents, last)
     except BaseException:
@@ -186,7 +140,7 @@ def execute(
         raise
     return Result(
         out=Path(output.label),
-        shards=[Shard(s.file, s.bytes, s.sha256) for s in report.shards],
+        shards=report.shards,
         parameters=plan.parameters,
         notes=list(plan.notes),
         nonfinite=dict(report.nonfinite),
@@ -196,32 +150,24 @@ def execute(
     )
 
 
+class PlanOptions(TypedDict, total=False):
+    """The options of `average` that a plan depends on."""
+
+    weights: Sequence[float] | None
+    dtype: str
+    memory: str | int | None
+    max_shard_size: str | int
+    skip: Sequence[str]
+    keep: Sequence[str]
+    side_files_from: Reference | None
+    overwrite: bool
+
+
 def plan_average(
-    models: Sequence[Reference],
-    out: Reference,
-    *,
-    weights: Sequence[float] | None = None,
-    dtype: str = "auto",
-    memory: str | int | None = None,
-    max_shard_size: str | int = "5GB",
-    skip: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    side_files_from: Reference | None = None,
-    overwrite: bool = False,
+    models: Sequence[Reference], out: Reference, **options: Unpack[PlanOptions]
 ) -> Plan:
-    """Return the plan of an average without writing anything; arguments as in `average`."""
-    return prepare_average(
-        models,
-        out,
-        weights=weights,
-        dtype=dtype,
-        memory=memory,
-        max_shard_size=max_shard_size,
-        skip=skip,
-        keep=keep,
-        side_files_from=side_files_from,
-        overwrite=overwrite,
-    ).plan
+    """Return the plan of an average without writing anything; options as in `average`."""
+    return prepare_average(models, out, **options).plan
 
 
 def average(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import threading
 from collections.abc import Sequence
 
 from streammerge.storage import is_large
-from streammerge.windows import room_for
+from streammerge.windows import Window, room_for
 
 _HUGE_PAGE = 2 * 1024**2
 
@@ -58,3 +59,28 @@ class Frame:
     def __init__(self, slots: Sequence[int], window: int) -> None:
         self.slots = [Slot(nbytes) for nbytes in slots]
         self.output = allocate(window)
+
+    def memories(self) -> list[memoryview]:
+        """Return all buffers, for registration with a device."""
+        return [*(slot.memory for slot in self.slots), self.output]
+
+
+class Flight:
+    """One frame with the window it carries at the moment."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.window: Window
+        self.views: list[list[memoryview]] = []
+        self._pending = 0
+        self._lock = threading.Lock()
+
+    def wait_for(self, parts: int) -> None:
+        """Expect that many calls of `part_done`."""
+        self._pending = parts
+
+    def part_done(self) -> bool:
+        """Count one part; True for the last one."""
+        with self._lock:
+            self._pending -= 1
+            return self._pending == 0

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -24,26 +24,17 @@ from queue import SimpleQueue
 import torch
 
 from streammerge.budget import Layout
-from streammerge.buffers import Frame
+from streammerge.buffers import Flight, Frame
 from streammerge.checkpoint import Checkpoint
 from streammerge.lanes import make_lane, pin
 from streammerge.merging import Merger
-from streammerge.outputs import Output, ShardFile
+from streammerge.openfiles import OpenFiles
+from streammerge.outputs import Output, ShardFile, WrittenShard
 from streammerge.plan import Plan
-from streammerge.storage import IoMode, RangeReader
-from streammerge.windows import Window, cut_windows
+from streammerge.storage import IoMode
+from streammerge.windows import cut_windows
 
 MAX_READERS = 4
-_OPEN_FILES = 256  # over all inputs; well below the usual limit of 1024
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenShard:
-    """A finished file of the output: its name, bytes and sha256."""
-
-    file: str
-    bytes: int
-    sha256: str
 
 
 @dataclass
@@ -65,28 +56,7 @@ class Report:
     seconds: float = 0.0
 
 
-class _Flight:
-    """One frame with the window it carries at the moment."""
-
-    def __init__(self, frame: Frame) -> None:
-        self.frame = frame
-        self.window: Window
-        self.views: list[list[memoryview]] = []
-        self._pending = 0
-        self._lock = threading.Lock()
-
-    def wait_for(self, parts: int) -> None:
-        """Expect that many calls of `part_done`."""
-        self._pending = parts
-
-    def part_done(self) -> bool:
-        """Count one part; True for the last one."""
-        with self._lock:
-            self._pending -= 1
-            return self._pending == 0
-
-
-_Queue = SimpleQueue[_Flight | None]
+_Queue = SimpleQueue[Flight | None]
 
 
 class Pipeline:
@@ -137,8 +107,10 @@ class Pipeline:
         """
         begin = time.perf_counter()
         layout = self._layout
-        flights = [_Flight(Frame(layout.slots, layout.window)) for _ in range(layout.frames)]
-        unpin = pin([m for f in flights for m in _memories(f.frame)], self._device)
+        flights = [Flight(Frame(layout.slots, layout.window)) for _ in range(layout.frames)]
+        unpin = pin(
+            [memory for flight in flights for memory in flight.frame.memories()], self._device
+        )
         for flight in flights:
             self._free.put(flight)
         threads = self._start_threads()
@@ -192,7 +164,7 @@ class Pipeline:
     def _queues(self) -> list[_Queue]:
         return [self._free, *self._to_read, self._to_merge, self._to_hash, self._to_write]
 
-    def _flights(self, queue: _Queue) -> Iterator[_Flight]:
+    def _flights(self, queue: _Queue) -> Iterator[Flight]:
         """Yield what comes over a queue until the end of the merge, or a failure."""
         while (flight := queue.get()) is not None and self._failure is None:
             yield flight
@@ -213,7 +185,7 @@ class Pipeline:
 
     def _read_loop(self, number: int) -> None:
         """Fill the slots of every readers-th input."""
-        with _OpenFiles(self._checkpoints, self._io, self._readers) as files:
+        with OpenFiles(self._checkpoints, self._io, self._readers) as files:
             for flight in self._flights(self._to_read[number]):
                 nbytes = 0
                 for model in range(number, len(self._checkpoints), self._readers):
@@ -247,7 +219,7 @@ class Pipeline:
 
     def _hash_loop(self) -> None:
         """Digest the shards; windows come in any order and are taken in theirs."""
-        waiting: dict[int, _Flight] = {}
+        waiting: dict[int, Flight] = {}
         number, digest, size = 0, hashlib.sha256(), 0
         for arrived in self._flights(self._to_hash):
             waiting[arrived.window.number] = arrived
@@ -287,43 +259,6 @@ class Pipeline:
             for file in open_files.values():
                 file.close()
 
-    def _release(self, flight: _Flight) -> None:
+    def _release(self, flight: Flight) -> None:
         if flight.part_done():
             self._free.put(flight)
-
-
-def _memories(frame: Frame) -> list[memoryview]:
-    return [*(slot.memory for slot in frame.slots), frame.output]
-
-
-class _OpenFiles:
-    """The input files that one thread has open, the oldest closed when there are too many."""
-
-    def __init__(self, checkpoints: Sequence[Checkpoint], io: IoMode, threads: int) -> None:
-        self.modes: Counter[str] = Counter()
-        self._checkpoints, self._io = checkpoints, io
-        self._limit = max(1, _OPEN_FILES // threads)
-        self._open: OrderedDict[tuple[int, str], RangeReader] = OrderedDict()
-        self._seen: set[tuple[int, str]] = set()
-
-    def get(self, model: int, file: str) -> RangeReader:
-        """Return the reader of a file, opened when it is first needed."""
-        key = (model, file)
-        if key in self._open:
-            self._open.move_to_end(key)
-            return self._open[key]
-        if len(self._open) >= self._limit:
-            self._open.popitem(last=False)[1].close()
-        reader = self._checkpoints[model].open(file, self._io)
-        if key not in self._seen:
-            self.modes[reader.mode] += 1
-            self._seen.add(key)
-        self._open[key] = reader
-        return reader
-
-    def __enter__(self) -> _OpenFiles:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for reader in self._open.values():
-            reader.close()

@@ -82,7 +82,7 @@ def choose_accumulator(
     widest = max(abs(weight) for weight in weights).bit_length()
     span = (sum(abs(weight) for weight in weights) - 1).bit_length()
     bits = max(MANTISSA_BITS[dtype] for dtype in dtypes)
-    if len(set(dtypes)) == 1 and bits <= 11 and MANTISSA_BITS[output] <= 11:
-        if bits + span + _SPREAD <= MANTISSA_BITS["F32"]:
-            return "F32", True
+    alike = len(set(dtypes)) == 1 and max(bits, MANTISSA_BITS[output]) <= MANTISSA_BITS["F16"]
+    if alike and bits + span + _SPREAD <= MANTISSA_BITS["F32"]:
+        return "F32", True
     return "F64", bits + max(widest, span) <= MANTISSA_BITS["F64"]

@@ -9,17 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from streammerge import api
 from streammerge.checkpoint import open_checkpoint
+from streammerge.cli import options as o
 from streammerge.cli import show
 from streammerge.cli.progress import ProgressBar
 from streammerge.errors import StreammergeError
+from streammerge.forecast import forecast
 from streammerge.version import __version__
 
 app = typer.Typer(
@@ -31,118 +31,25 @@ app = typer.Typer(
 )
 
 
-class Dtype(StrEnum):
-    """Choices of --dtype."""
-
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class Io(StrEnum):
-    """Choices of --io."""
-
-    auto = "auto"
-    direct = "direct"
-    mmap = "mmap"
-    buffered = "buffered"
-
-
-Models = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL MODEL…",
-        help="Folders with safetensors weights, or paths of .safetensors files.",
-        show_default=False,
-    ),
-]
-Out = Annotated[
-    Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.", show_default=False)
-]
-Weight = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--weight",
-        "-w",
-        help="Weight of a model, once for each, in order and in any proportion. Default: equal.",
-        show_default=False,
-    ),
-]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option("--dtype", help="Dtype of merged tensors; auto: each keeps the first model's."),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Bound on the process's own memory, e.g. 512MiB. Default: enough for full speed.",
-        show_default=False,
-    ),
-]
-MaxShardSize = Annotated[
-    str, typer.Option("--max-shard-size", metavar="SIZE", help="Size of an output shard.")
-]
-Device = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:<i> or mps.")
-]
-IoOption = Annotated[
-    Io, typer.Option("--io", help="How inputs are read; auto: by what lies in the page cache.")
-]
-Skip = Annotated[
-    list[str] | None,
-    typer.Option("--skip", metavar="GLOB", help="Leave tensors out (repeatable)."),
-]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--keep",
-        metavar="GLOB",
-        help="Take tensors from the first model that has them (repeatable).",
-    ),
-]
-SideFilesFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--side-files-from",
-        metavar="MODEL",
-        help="The model whose config and tokenizer are copied. Default: the first.",
-        show_default=False,
-    ),
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the checkpoint that is in OUT.")
-]
-AllowNonfinite = Annotated[
-    bool, typer.Option("--allow-nonfinite", help="Pass NaN and Inf on instead of refusing them.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every tensor.")]
-
-
 @app.command()
 def average(
-    models: Models,
-    output: Out,
-    weight: Weight = None,
-    dtype: DtypeOption = Dtype.auto,
-    memory: Memory = None,
-    max_shard_size: MaxShardSize = "5GB",
-    device: Device = "auto",
-    io: IoOption = Io.auto,
-    skip: Skip = None,
-    keep: Keep = None,
-    side_files_from: SideFilesFrom = None,
-    overwrite: Overwrite = False,
-    allow_nonfinite: AllowNonfinite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    models: o.Models,
+    output: o.Out,
+    weight: o.Weight = None,
+    dtype: o.DtypeOption = o.Dtype.auto,
+    memory: o.Memory = None,
+    max_shard_size: o.MaxShardSize = "5GB",
+    device: o.Device = "auto",
+    io: o.IoOption = o.Io.auto,
+    skip: o.Skip = None,
+    keep: o.Keep = None,
+    side_files_from: o.SideFilesFrom = None,
+    overwrite: o.Overwrite = False,
+    allow_nonfinite: o.AllowNonfinite = False,
+    dry_run: o.DryRun = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Average two or more checkpoints of the same architecture, with weights or without."""
     with errors_for_people():
@@ -160,7 +67,7 @@ def average(
             side_files_from=side_files_from,
             overwrite=overwrite,
         )
-        facts = api.describe(prepared, io=io.value, device=device)
+        facts = forecast(prepared.plan, prepared.checkpoints, io.value, device)
         if dry_run:
             show.plan_as_json(prepared, facts) if json else show.plan(prepared, facts, verbose)
             return
@@ -180,20 +87,20 @@ def average(
 
 @app.command()
 def plan(
-    models: Models,
-    output: Out,
-    weight: Weight = None,
-    dtype: DtypeOption = Dtype.auto,
-    memory: Memory = None,
-    max_shard_size: MaxShardSize = "5GB",
-    device: Device = "auto",
-    io: IoOption = Io.auto,
-    skip: Skip = None,
-    keep: Keep = None,
-    side_files_from: SideFilesFrom = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    verbose: Verbose = False,
+    models: o.Models,
+    output: o.Out,
+    weight: o.Weight = None,
+    dtype: o.DtypeOption = o.Dtype.auto,
+    memory: o.Memory = None,
+    max_shard_size: o.MaxShardSize = "5GB",
+    device: o.Device = "auto",
+    io: o.IoOption = o.Io.auto,
+    skip: o.Skip = None,
+    keep: o.Keep = None,
+    side_files_from: o.SideFilesFrom = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Print what `average` with the same arguments would do, from headers alone."""
     average(
@@ -218,8 +125,8 @@ def plan(
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint.")],
-    json: Json = False,
-    verbose: Verbose = False,
+    json: o.Json = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Print the tensors, dtypes, shards, parameters and bytes of a checkpoint."""
     with errors_for_people():
@@ -234,7 +141,7 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def options(
+def root(
     version: Annotated[
         bool,
         typer.Option(

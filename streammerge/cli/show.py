@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from streammerge.api import Facts, Prepared, Result
+from streammerge.api import Prepared, Result
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import StreammergeError, printable
+from streammerge.forecast import Forecast
 from streammerge.tensors import TensorInfo, format_size
 
 _FEW = 6
@@ -39,7 +40,7 @@ def _grid(*columns: str) -> Table:
     return table
 
 
-def plan(prepared: Prepared, facts: Facts, verbose: bool, to_stderr: bool = False) -> None:
+def plan(prepared: Prepared, facts: Forecast, verbose: bool, to_stderr: bool = False) -> None:
     """Print a plan."""
     console = _console(to_stderr)
     console.print(_models(prepared))
@@ -67,7 +68,7 @@ def _models(prepared: Prepared) -> Table:
     return table
 
 
-def _summary(prepared: Prepared, facts: Facts) -> Table:
+def _summary(prepared: Prepared, facts: Forecast) -> Table:
     the_plan = prepared.plan
     files = [shard.file for shard in the_plan.shards]
     shown = ", ".join(files) if len(files) <= 2 else f"{files[0]} … {files[-1]}"
@@ -115,7 +116,7 @@ def _dtypes(tensors: list[TensorInfo]) -> str:
     return " + ".join(dtype for dtype, _ in sizes.most_common())
 
 
-def plan_as_json(prepared: Prepared, facts: Facts) -> None:
+def plan_as_json(prepared: Prepared, facts: Forecast) -> None:
     """Print a plan as one JSON object."""
     the_plan = prepared.plan
     _print_json(
@@ -131,7 +132,7 @@ def plan_as_json(prepared: Prepared, facts: Facts) -> None:
     )
 
 
-def result(done: Result, facts: Facts) -> None:
+def result(done: Result, facts: Forecast) -> None:
     """Print what was written."""
     console = _console()
     rate = (facts.bytes_read + facts.bytes_written) / max(done.seconds, 1e-9)

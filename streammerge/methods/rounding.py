@@ -92,7 +92,7 @@ _COMPARE = {"gt": np.greater, "eq": np.equal, "lt": np.less}
 
 
 def _where(integers: Tensor, comparison: str, limit: int) -> Tensor:
-    """Return the indices of elements that compare so; numpy's search is 8 times torch's on a CPU."""
+    """Return the indices of elements that compare so; on a CPU numpy's search is 8 times faster."""
     if integers.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(_COMPARE[comparison](integers.numpy(), limit)))
     found: Tensor = getattr(torch, comparison)(integers, limit).nonzero().squeeze(1)

@@ -8,9 +8,19 @@ for a model before `publish`. To add one, write a module here with classes that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from streammerge.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A finished file of the output: its name, bytes and sha256."""
+
+    file: str
+    bytes: int
+    sha256: str
 
 
 class ShardFile(Protocol):

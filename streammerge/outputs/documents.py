@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from streammerge.checkpoint import Checkpoint
 from streammerge.configs import config_with_dtype
-from streammerge.execute import Report
 from streammerge.formats.folder import INDEX_FILE, SINGLE_FILE
+from streammerge.outputs import WrittenShard
 from streammerge.plan import Plan
 from streammerge.tensors import format_size
 
@@ -21,14 +21,19 @@ MANIFEST = "streammerge.json"
 
 
 def make_documents(
-    plan: Plan, checkpoints: Sequence[Checkpoint], report: Report, command: Sequence[str]
+    plan: Plan,
+    checkpoints: Sequence[Checkpoint],
+    shards: Sequence[WrittenShard],
+    nonfinite: Mapping[str, int],
+    command: Sequence[str],
 ) -> tuple[dict[str, bytes], str]:
     """Return the content of every file besides the shards, and the name that must appear last.
 
     Args:
         plan: what was done.
         checkpoints: its opened inputs.
-        report: what came out.
+        shards: what was written.
+        nonfinite: NaN and infinite elements by tensor.
         command: the arguments that led here, for the card and the manifest.
     """
     donor = checkpoints[plan.side_files_from]
@@ -39,7 +44,7 @@ def make_documents(
         if config != donor.config:
             documents["config.json"] = _json(config)
     documents["README.md"] = model_card(plan, checkpoints, command).encode()
-    documents[MANIFEST] = _json(manifest(plan, report, command))
+    documents[MANIFEST] = _json(manifest(plan, shards, nonfinite, command))
     if len(plan.shards) == 1:
         return documents, SINGLE_FILE
     documents[INDEX_FILE] = _json(shard_index(plan), sort=True)
@@ -54,7 +59,9 @@ def shard_index(plan: Plan) -> dict[str, Any]:
     }
 
 
-def manifest(plan: Plan, report: Report, command: Sequence[str]) -> dict[str, Any]:
+def manifest(
+    plan: Plan, shards: Sequence[WrittenShard], nonfinite: Mapping[str, int], command: Sequence[str]
+) -> dict[str, Any]:
     """Return the object of streammerge.json: enough to check the output and to make it again."""
     return {
         "streammerge": plan.streammerge,
@@ -63,11 +70,10 @@ def manifest(plan: Plan, report: Report, command: Sequence[str]) -> dict[str, An
         "recipe": plan.recipe.model_dump(mode="json"),
         "inputs": [model.model_dump(mode="json") for model in plan.inputs],
         "shards": [
-            {"file": shard.file, "bytes": shard.bytes, "sha256": shard.sha256}
-            for shard in report.shards
+            {"file": shard.file, "bytes": shard.bytes, "sha256": shard.sha256} for shard in shards
         ],
         "notes": list(plan.notes),
-        "nonfinite": dict(report.nonfinite),
+        "nonfinite": dict(nonfinite),
     }
 
 

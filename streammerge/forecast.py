@@ -1,0 +1,55 @@
+"""What a plan means on this machine now: traffic, and what is chosen automatically, with reasons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streammerge.checkpoint import Checkpoint
+from streammerge.plan import Plan
+from streammerge.storage import IoMode
+
+AUTO_DEVICE_REASON = "an average waits for the disk, not for arithmetic"
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Traffic and choices.
+
+    Attributes:
+        bytes_read: of tensor data, from all inputs.
+        bytes_written: of shard files.
+        reading: how the input files will be read, and why.
+        device: where blocks will be merged, and why.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    reading: str
+    device: str
+
+
+def forecast(
+    plan: Plan, checkpoints: Sequence[Checkpoint], io: IoMode = "auto", device: str = "auto"
+) -> Forecast:
+    """Return what a plan will move, and what is chosen for it."""
+    bytes_read = sum(
+        checkpoints[model].tensors[tensor.name].nbytes
+        for tensor in plan.tensors
+        for model in plan.steps[tensor.step].sources
+    )
+    modes: Counter[str] = Counter()
+    for checkpoint in checkpoints:
+        for file in checkpoint.identity():
+            reader = checkpoint.open(file, io)
+            modes[reader.mode] += 1
+            reader.close()
+    reason = "by what lies in the page cache" if io == "auto" else "as given"
+    counts = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
+    return Forecast(
+        bytes_read=bytes_read,
+        bytes_written=sum(shard.file_size for shard in plan.shards),
+        reading=f"files: {counts} ({reason})",
+        device=f"cpu ({AUTO_DEVICE_REASON})" if device == "auto" else f"{device} (as given)",
+    )

@@ -1,0 +1,44 @@
+"""The input files a reading thread has open: many shards of many models, few at a time."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+from streammerge.checkpoint import Checkpoint
+from streammerge.storage import IoMode, RangeReader
+
+MAX_OPEN = 256  # over all threads; well below the usual limit of 1024
+
+
+class OpenFiles:
+    """The input files that one thread has open, the oldest closed when there are too many."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], io: IoMode, threads: int) -> None:
+        self.modes: Counter[str] = Counter()
+        self._checkpoints, self._io = checkpoints, io
+        self._limit = max(1, MAX_OPEN // threads)
+        self._open: OrderedDict[tuple[int, str], RangeReader] = OrderedDict()
+        self._seen: set[tuple[int, str]] = set()
+
+    def get(self, model: int, file: str) -> RangeReader:
+        """Return the reader of a file, opened when it is first needed."""
+        key = (model, file)
+        if key in self._open:
+            self._open.move_to_end(key)
+            return self._open[key]
+        if len(self._open) >= self._limit:
+            self._open.popitem(last=False)[1].close()
+        reader = self._checkpoints[model].open(file, self._io)
+        if key not in self._seen:
+            self.modes[reader.mode] += 1
+            self._seen.add(key)
+        self._open[key] = reader
+        return reader
+
+    def __enter__(self) -> OpenFiles:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for reader in self._open.values():
+            reader.close()
