@@ -210,6 +210,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--shards", type=int, default=2, help="files of each model")
     parser.add_argument("--dtype", choices=KINDS, default="bf16")
     parser.add_argument("--largest", type=parse_size, help="least size of the largest tensor")
+    parser.add_argument("--unrelated", action="store_true", help="not fine-tunes of one base")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=10, help="start no round beyond this")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="OPTIONS")
@@ -230,7 +231,13 @@ def main() -> None:
         _LOG.print(f"making {args.models} × {gigabytes(args.size)} of random weights …")
         layout = {"shards": args.shards, "dtype": args.dtype, "largest": args.largest}
         models = tuple(
-            make_checkpoint(folder / f"model_{number}", args.size, seed=number, **layout)
+            make_checkpoint(
+                folder / f"model_{number}",
+                args.size,
+                seed=number,
+                family=number if args.unrelated else 0,
+                **layout,
+            )
             for number in range(args.models)
         )
         job = Job(models, tuple(args.weights), KINDS[args.dtype].torch_name)

@@ -3,9 +3,11 @@
     python -m benchmarks.data /tmp/model --size 1GB --shards 4 --dtype bf16 --seed 1
 
 The values look like weights, N(0, 0.02) and never zero: a file system that compresses or skips
-zeros would flatter us. They are streamed, so that making 100 GB takes no more memory than 1 GB: one
-block of normal numbers is drawn once, and each piece of a tensor is some stretch of it with its low
-mantissa bits flipped by some stretch of random bits. The files are, byte for byte, what
+zeros would flatter us. Models of one family are fine-tunes of one base, 5 % away from it, as those
+that people merge; a family of its own makes a model a stranger. The values are streamed, so that
+100 GB take no more memory than 1 GB: one block is drawn once, and each piece of a tensor is some
+stretch of it, the same for the whole family, with the lowest bits flipped at random.
+The files are, byte for byte, what
 `safetensors.torch.save_file` writes for the same tensors.
 """
 
@@ -30,22 +32,23 @@ Bytes = npt.NDArray[np.uint8]
 _BLOCK = 64 * 2**20
 _PIECE = 16 * 2**20
 _SPREAD = 0.02
+_DISTANCE = 0.05  # of a fine-tune from its base, relative
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A dtype: its names in safetensors and in config.json, and its low mantissa bits."""
+    """A dtype: its names in safetensors and in config.json, and which lowest bits may flip."""
 
     code: str
     torch_name: str
     size: int
-    mantissa: int
+    lowest: int
 
 
 KINDS = {
-    "bf16": Kind("BF16", "bfloat16", 2, 0x007F_007F_007F_007F),
-    "fp16": Kind("F16", "float16", 2, 0x00FF_00FF_00FF_00FF),
-    "fp32": Kind("F32", "float32", 4, 0x007F_FFFF_007F_FFFF),
+    "bf16": Kind("BF16", "bfloat16", 2, 0x0003_0003_0003_0003),
+    "fp16": Kind("F16", "float16", 2, 0x001F_001F_001F_001F),
+    "fp32": Kind("F32", "float32", 4, 0x0003_FFFF_0003_FFFF),
 }
 
 
@@ -127,15 +130,17 @@ def design(parameters: int, largest: int | None = None) -> Llama:
 class _Noise:
     """Endless pieces of weights, each another, at the speed of XOR."""
 
-    def __init__(self, kind: Kind, seed: int) -> None:
-        self._random = np.random.default_rng(seed)
+    def __init__(self, kind: Kind, seed: int, family: int) -> None:
+        self._family, own = np.random.default_rng((family, 0)), np.random.default_rng((seed, 1))
         count = _BLOCK // kind.size
-        values = self._random.standard_normal(count, dtype=np.float32) * np.float32(_SPREAD)
+        values = self._family.standard_normal(count, dtype=np.float32)
+        values += own.standard_normal(count, dtype=np.float32) * np.float32(_DISTANCE)
+        values *= np.float32(_SPREAD)
         # Away from zero: in fp16 they would be subnormal, and nobody's weights are exactly zero.
         values = np.copysign(np.maximum(np.abs(values), np.float32(1e-4)), values)
         self._weights = _encode(values, kind)
-        bits = self._random.integers(0, 2**64, _BLOCK // 8, dtype=np.uint64)
-        self._flips: Bytes = (bits & np.uint64(kind.mantissa)).view(np.uint8)
+        bits = own.integers(0, 2**64, _BLOCK // 8, dtype=np.uint64)
+        self._flips: Bytes = (bits & np.uint64(kind.lowest)).view(np.uint8)
 
     def pieces(self, length: int) -> Iterator[Bytes]:
         while length > 0:
@@ -145,7 +150,7 @@ class _Noise:
             length -= size
 
     def _stretch(self, block: Bytes, size: int) -> Bytes:
-        start = int(self._random.integers(0, (_BLOCK - size) // 8 + 1)) * 8
+        start = int(self._family.integers(0, (_BLOCK - size) // 8 + 1)) * 8
         return block[start : start + size]
 
 
@@ -163,6 +168,7 @@ def make_checkpoint(
     dtype: str = "bf16",
     largest: int | None = None,
     seed: int = 0,
+    family: int = 0,
 ) -> Path:
     """Write a checkpoint of about `size` bytes, its largest tensor of at least `largest`."""
     kind = KINDS[dtype]
@@ -170,7 +176,7 @@ def make_checkpoint(
     tensors = {name: math.prod(shape) * kind.size for name, shape in model.tensors()}
     shapes = dict(model.tensors())
     folder.mkdir(parents=True)
-    noise = _Noise(kind, seed)
+    noise = _Noise(kind, seed, family)
     weight_map: dict[str, str] = {}
     parts = _split(tensors, shards)
     for number, names in enumerate(parts, start=1):
@@ -230,7 +236,8 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--dtype", choices=KINDS, default="bf16")
     parser.add_argument("--largest", type=parse_size, help="least size of the largest tensor")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of this model")
+    parser.add_argument("--family", type=int, default=0, help="seed of the base it stems from")
     args = parser.parse_args()
     make_checkpoint(
         args.folder,
@@ -239,6 +246,7 @@ def main() -> None:
         dtype=args.dtype,
         largest=args.largest,
         seed=args.seed,
+        family=args.family,
     )
     written = sum(file.stat().st_size for file in args.folder.iterdir())
     print(f"{args.folder}: {gigabytes(written)}")

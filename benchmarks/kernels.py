@@ -31,7 +31,8 @@ from benchmarks.units import parse_size
 from streammerge.lanes import make_lane
 from streammerge.merging import all_finite
 from streammerge.methods import METHODS
-from streammerge.weights import exact_weights, products_are_exact
+from streammerge.tensors import torch_dtype
+from streammerge.weights import choose_accumulator, exact_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CODES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -57,19 +58,20 @@ def method_work(
 ) -> Work:
     """One thread's pass of the `average` method: the only place that knows streammerge's calls."""
     weights = exact_weights([1.0 if equal else _DECIMALS[i % 8] for i in range(models)])
-    accumulator = "F64" if dtype == "fp32" else "F32"
-    wide = torch.float64 if dtype == "fp32" else torch.float32
+    accumulator, exact = choose_accumulator(weights.integers, [_CODES[dtype]], _CODES[dtype])
+    assert exact  # weights of one decimal are
     method = partial(
         METHODS.get("average"),
         weights=weights.integers,
         divisor=weights.total,
-        accumulator=wide,
-        exact=products_are_exact(weights.integers, [_CODES[dtype]], accumulator),
+        accumulator=torch_dtype(accumulator),
+        exact=exact,
     )
     lane = make_lane(device)  # in the calling thread: it sets the intra-op threads
-    inputs = [_random(nbytes, DTYPES[dtype]) for _ in range(models)]
+    base = _random(nbytes, DTYPES[dtype])
+    inputs = [base + 0.05 * _random(nbytes, DTYPES[dtype]) for _ in range(models)]
     out = torch.empty_like(inputs[0])
-    step = lane.workspace.numel(wide)
+    step = lane.workspace.numel(torch_dtype(accumulator))
 
     def work() -> None:
         for start in range(0, out.numel(), step):

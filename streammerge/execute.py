@@ -108,9 +108,8 @@ class Pipeline:
         begin = time.perf_counter()
         layout = self._layout
         flights = [Flight(Frame(layout.slots, layout.window)) for _ in range(layout.frames)]
-        unpin = pin(
-            [memory for flight in flights for memory in flight.frame.memories()], self._device
-        )
+        buffers = [memory for flight in flights for memory in flight.frame.memories()]
+        unpin = pin(buffers, self._device)
         for flight in flights:
             self._free.put(flight)
         threads = self._start_threads()

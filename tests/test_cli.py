@@ -190,22 +190,21 @@ def test_usage_errors_exit_2(capsys: Capture, pair: list[Path], out: Path, args:
 
 
 @pytest.mark.parametrize("args", [["--help"], ["average", "--help"], ["--version"]], ids=" ".join)
-def test_help_is_quick_and_imports_no_torch(args: list[str]) -> None:
-    seconds, imported = [], ""
+def test_help_imports_no_torch(args: list[str]) -> None:
+    begun = [sys.executable, "-X", "importtime", *command(*args)[1:]]
+    done = subprocess.run(begun, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "streammerge.api" in modules
+    assert not modules & {"torch", "transformers", "safetensors.torch", "accelerate"}
+
+
+def test_help_answers_in_less_than_a_second() -> None:
+    seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", *command(*args)[1:]],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        assert "average" in succeeded(run("--help")).out
         seconds.append(time.perf_counter() - begin)
-        imported = done.stderr
-        assert done.stdout.strip()
-    modules = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
-    assert "streammerge.cli" in modules
-    assert not modules & {"torch", "transformers", "safetensors.torch", "accelerate"}
     assert min(seconds) < 1.0, seconds
 
 

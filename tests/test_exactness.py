@@ -52,7 +52,7 @@ def assert_all_exact(
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32, FP64], ids=str)
 def test_uniform_mean_of_a_million_elements(tmp_path: Path, count: int, dtype: torch.dtype) -> None:
-    models = fine_tunes(count, dtype, MILLION if dtype == BF16 else MILLION // 4)
+    models = fine_tunes(count, dtype, MILLION if dtype == BF16 else MILLION // 8)
     assert_all_exact(merge(tmp_path, models), models)
 
 
@@ -61,7 +61,7 @@ def test_uniform_mean_of_a_million_elements(tmp_path: Path, count: int, dtype: t
 def test_decimal_weights_are_exact(
     tmp_path: Path, weights: tuple[float, ...], dtype: torch.dtype
 ) -> None:
-    models = fine_tunes(len(weights), dtype, MILLION // 4)
+    models = fine_tunes(len(weights), dtype, MILLION // 8)
     assert_all_exact(merge(tmp_path, models, weights=list(weights)), models, weights)
 
 

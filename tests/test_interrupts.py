@@ -14,7 +14,7 @@ from tests.support.cli import command, data_written, run, start, wait_until
 from tests.support.merging import assert_nothing_like_a_model, snapshot
 from tests.support.outputs import shards_of
 
-BYTES = 900_000_000
+BYTES = 600_000_000
 
 
 @pytest.fixture
