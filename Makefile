@@ -39,8 +39,8 @@ format: $(STAMP) ## let ruff rewrite what `make check` would refuse
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-clean: ## remove everything that make made, the downloaded models too
-	rm -rf $(VENV) build dist demo/data demo/output .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove what make made: environments, models, caches; not benchmark results
+	rm -rf $(VENV) .venv-mergekit build dist demo/data demo/output .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are younger than what they were installed from, or the install is repeated: into the

@@ -17,19 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
 import shutil
-import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks import floor, machine, peers, plot
-from benchmarks.cgroup import CgroupUnavailable, Group, memory_cgroup
+from benchmarks import machine, plot
+from benchmarks.cgroup import Group, memory_cgroup
+from benchmarks.contenders import LOG, STATES, Contender, everybody
 from benchmarks.data import KINDS, make_checkpoint
 from benchmarks.measure import Run, measure
 from benchmarks.outputs import wrong_elements
@@ -42,88 +38,8 @@ from benchmarks.pagecache import (
     total_bytes,
 )
 from benchmarks.peers import Job
-from benchmarks.report import OURS, Record, Report
-from benchmarks.units import MIB, add_workdir_option, gigabytes, parse_size, workspace
-
-STATES = ("cold", "warm")
-CGROUP_LIMIT = 768 * MIB
-SMALL_BUDGET = "--memory 512MiB"
-_LOG = Console(stderr=True, highlight=False)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Somebody to measure: how to call it, and what is special about it."""
-
-    name: str
-    command: Callable[[Job, Path], list[str]]
-    states: tuple[str, ...] = STATES
-    merges: bool = True  # its output is a checkpoint whose values can be checked
-    memory_limit: int | None = None
-
-
-def ours_command(job: Job, out: Path, options: str = "") -> list[str]:
-    command = [sys.executable, "-m", "streammerge", "average", *map(str, job.models)]
-    if not job.equal:
-        command += [f"--weight={weight}" for weight in job.weights]
-    return [*command, "-o", str(out), "--quiet", "--json", *shlex.split(options)]
-
-
-def ours(options: str = "", *, name: str | None = None, limit: int | None = None) -> Contender:
-    def command(job: Job, out: Path) -> list[str]:
-        return ours_command(job, out, options)
-
-    return Contender(name or f"{OURS} {options}".strip(), command, memory_limit=limit)
-
-
-def floor_by(mode: str, *states: str) -> Contender:
-    def command(job: Job, out: Path) -> list[str]:
-        models = list(map(str, job.models))
-        program = [sys.executable, "-m", "benchmarks.floor", *models]
-        return [*program, "--out", str(out), "--mode", mode]
-
-    return Contender(f"floor, {mode}", command, states, merges=False)
-
-
-def contenders(extra: list[str], skip: list[str]) -> list[Contender]:
-    """Everybody who can run here; the others are said with the reason."""
-    cgroup = f"{OURS} in a {CGROUP_LIMIT // MIB} MiB cgroup"
-    found = [
-        *(floor_by(mode, "cold") for mode in ("direct", "buffered")),
-        *(floor_by(mode, "warm") for mode in floor.MODES if mode != "direct"),
-        ours(),
-        ours(SMALL_BUDGET),
-        ours(SMALL_BUDGET, name=cgroup, limit=CGROUP_LIMIT),
-        *map(ours, extra),
-        Contender("naive loop", peers.naive_command),
-        Contender("cp", peers.cp_command, merges=False),
-        start_up("import torch", [sys.executable, "-c", "import torch"]),
-    ]
-    if "mergekit" not in skip:
-        found += _mergekit()
-    try:
-        with memory_cgroup(CGROUP_LIMIT):
-            pass
-    except CgroupUnavailable as error:
-        _LOG.print(f"left out: {cgroup}: {error}")
-        found = [one for one in found if one.memory_limit is None]
-    return [one for one in found if not any(word in one.name for word in skip)]
-
-
-def _mergekit() -> list[Contender]:
-    try:
-        program = peers.install_mergekit()
-    except peers.PeerUnavailable as error:
-        _LOG.print(f"left out: {error}")
-        return []
-    return [
-        Contender("mergekit linear", lambda job, out: peers.mergekit_command(job, out, program)),
-        start_up("mergekit-yaml --help", [str(program), "--help"], "warm"),
-    ]
-
-
-def start_up(name: str, command: list[str], *states: str) -> Contender:
-    return Contender(name, lambda job, out: command, states or STATES, merges=False)
+from benchmarks.report import Record, Report, wide_console
+from benchmarks.units import add_workdir_option, gigabytes, parse_size, workspace
 
 
 class Bench:
@@ -134,8 +50,8 @@ class Bench:
         self.records: list[Record] = []
         self.given_up: set[tuple[str, str]] = set()
 
-    def round(self, number: int, state: str, everybody: list[Contender]) -> None:
-        order = [one for one in everybody if state in one.states]
+    def round(self, number: int, state: str, chosen: list[Contender]) -> None:
+        order = [one for one in chosen if state in one.states]
         random.Random(f"{state} {number}").shuffle(order)
         for one in order:
             if (one.name, state) in self.given_up:
@@ -145,7 +61,7 @@ class Bench:
             if record.failure:
                 self.given_up.add((one.name, state))
             said = record.failure or f"{record.wall:.2f} s"
-            _LOG.print(f"round {number} {state} {one.name}: {said}", markup=False)
+            LOG.print(f"round {number} {state} {one.name}: {said}", markup=False)
 
     def _measure(self, one: Contender, number: int, state: str) -> Record:
         self._clean()
@@ -180,24 +96,24 @@ class Bench:
         self.out.unlink(missing_ok=True)
 
 
-def run_state(bench: Bench, number: int, state: str, everybody: list[Contender]) -> bool:
+def run_state(bench: Bench, number: int, state: str, chosen: list[Contender]) -> bool:
     """One round in one state of the cache; False where the machine cannot be brought into it."""
     try:
-        bench.round(number, state, everybody)
+        bench.round(number, state, chosen)
     except (ColdUnavailable, WarmUnavailable) as error:
-        _LOG.print(f"no {state} runs: {error}")
+        LOG.print(f"no {state} runs: {error}")
         return False
     return True
 
 
-def run_rounds(bench: Bench, everybody: list[Contender], rounds: int, minutes: float) -> None:
+def run_rounds(bench: Bench, chosen: list[Contender], rounds: int, minutes: float) -> None:
     """All rounds, or as many as fit the time; cold and warm in every round."""
     states, start = list(STATES), time.monotonic()
     for number in range(1, rounds + 1):
         if number > 1 and (time.monotonic() - start) * number / (number - 1) > minutes * 60:
-            _LOG.print(f"{number - 1} of {rounds} rounds fit {minutes:g} minutes")
+            LOG.print(f"{number - 1} of {rounds} rounds fit {minutes:g} minutes")
             return
-        states = [state for state in states if run_state(bench, number, state, everybody)]
+        states = [state for state in states if run_state(bench, number, state, chosen)]
 
 
 def options() -> argparse.Namespace:
@@ -226,9 +142,9 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     args = options()
-    everybody = contenders(args.extra, args.skip)
+    chosen = everybody(args.extra, args.skip)
     with workspace(args.workdir, (args.models + 1) * args.size) as folder:
-        _LOG.print(f"making {args.models} × {gigabytes(args.size)} of random weights …")
+        LOG.print(f"making {args.models} × {gigabytes(args.size)} of random weights …")
         layout = {"shards": args.shards, "dtype": args.dtype, "largest": args.largest}
         models = tuple(
             make_checkpoint(
@@ -243,7 +159,7 @@ def main() -> None:
         job = Job(models, tuple(args.weights), KINDS[args.dtype].torch_name)
         bench = Bench(job, folder)
         facts = machine.describe(folder)
-        run_rounds(bench, everybody, args.rounds, args.minutes)
+        run_rounds(bench, chosen, args.rounds, args.minutes)
         read, written = total_bytes(models), total_bytes(models[:1])
     result = Report(facts, read, written, args.models, job.equal, bench.records)
     result.print(wide_console())
@@ -253,11 +169,6 @@ def main() -> None:
     path.write_text(json.dumps(result.as_json() | {"options": _plain(args)}, indent=2) + "\n")
     plot.draw(result, args.results / f"{name}.png")
     print(f"written: {path} and the plot beside it")
-
-
-def wide_console() -> Console:
-    """Stdout, wide enough for the tables also where it is a file."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def _plain(args: argparse.Namespace) -> dict[str, object]:

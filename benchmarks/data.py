@@ -2,13 +2,12 @@
 
     python -m benchmarks.data /tmp/model --size 1GB --shards 4 --dtype bf16 --seed 1
 
-The values look like weights, N(0, 0.02) and never zero: a file system that compresses or skips
+The values look like weights, N(0, 0.02) and not zero: a file system that compresses or skips
 zeros would flatter us. Models of one family are fine-tunes of one base, 5 % away from it, as those
 that people merge; a family of its own makes a model a stranger. The values are streamed, so that
 100 GB take no more memory than 1 GB: one block is drawn once, and each piece of a tensor is some
-stretch of it, the same for the whole family, with the lowest bits flipped at random.
-The files are, byte for byte, what
-`safetensors.torch.save_file` writes for the same tensors.
+stretch of it, the same for the whole family, with the lowest bits flipped at random. The files are,
+byte for byte, what `safetensors.torch.save_file` writes for the same tensors.
 """
 
 from __future__ import annotations
@@ -136,8 +135,8 @@ class _Noise:
         values = self._family.standard_normal(count, dtype=np.float32)
         values += own.standard_normal(count, dtype=np.float32) * np.float32(_DISTANCE)
         values *= np.float32(_SPREAD)
-        # Away from zero: in fp16 they would be subnormal, and nobody's weights are exactly zero.
-        values = np.copysign(np.maximum(np.abs(values), np.float32(1e-4)), values)
+        # Tiny numbers stay, as in real weights: a merge that takes care of them must pay for it.
+        values = np.copysign(np.maximum(np.abs(values), np.float32(1e-7)), values)
         self._weights = _encode(values, kind)
         bits = own.integers(0, 2**64, _BLOCK // 8, dtype=np.uint64)
         self._flips: Bytes = (bits & np.uint64(kind.lowest)).view(np.uint8)

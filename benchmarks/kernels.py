@@ -25,8 +25,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.bench import wide_console
 from benchmarks.measure import Spread, spread
+from benchmarks.report import wide_console
 from benchmarks.units import parse_size
 from streammerge.lanes import make_lane
 from streammerge.merging import all_finite

@@ -21,11 +21,12 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.bench import Bench, Contender, ours, run_state, wide_console
+from benchmarks.bench import Bench, run_state
 from benchmarks.cgroup import CgroupUnavailable, memory_cgroup
+from benchmarks.contenders import Contender, ours
 from benchmarks.data import KINDS, make_checkpoint
 from benchmarks.peers import Job
-from benchmarks.report import Record
+from benchmarks.report import Record, wide_console
 from benchmarks.units import MIB, add_workdir_option, mebibytes, parse_size, workspace
 
 SAME = 1.05  # peaks this close are the same: what torch and malloc do varies between two runs

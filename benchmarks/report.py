@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -221,3 +222,8 @@ def _median(one: Spread) -> float:
 
 def _at_most(what: str, value: float, limit: float) -> Goal:
     return Goal(what, f"{value:.2f}", f"≤ {limit:.3g}", value <= limit)
+
+
+def wide_console() -> Console:
+    """Stdout, wide enough for the tables also where it is a file."""
+    return Console() if sys.stdout.isatty() else Console(width=160)

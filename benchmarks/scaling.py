@@ -20,12 +20,13 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks import floor, machine
-from benchmarks.bench import STATES, Bench, floor_by, ours, run_state, start_up, wide_console
+from benchmarks.bench import Bench, run_state
+from benchmarks.contenders import STATES, floor_by, ours, start_up
 from benchmarks.data import KINDS, make_checkpoint
 from benchmarks.measure import Spread
 from benchmarks.pagecache import total_bytes
 from benchmarks.peers import Job
-from benchmarks.report import Report
+from benchmarks.report import Report, wide_console
 from benchmarks.units import add_workdir_option, gigabytes, mebibytes, parse_size, workspace
 
 

@@ -63,12 +63,10 @@ class Pipeline:
     """Executes a plan.
 
     Args:
-        plan: what to do.
-        checkpoints: the opened inputs of the plan.
+        plan, checkpoints: what to do, and its opened inputs.
         layout: number and size of the buffers.
         output: where it goes; `begin` was called.
-        io: how inputs are read.
-        device: where blocks are merged.
+        io, device: how inputs are read, and where blocks are merged.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
         progress: called with the bytes of output written since the last call.
     """
@@ -105,8 +103,7 @@ class Pipeline:
         Raises:
             StreammergeError: the first failure of any stage; all threads have ended by then.
         """
-        begin = time.perf_counter()
-        layout = self._layout
+        begin, layout = time.perf_counter(), self._layout
         flights = [Flight(Frame(layout.slots, layout.window)) for _ in range(layout.frames)]
         buffers = [memory for flight in flights for memory in flight.frame.memories()]
         unpin = pin(buffers, self._device)

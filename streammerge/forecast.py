@@ -1,4 +1,4 @@
-"""What a plan means on this machine now: traffic, and what is chosen automatically, with reasons."""
+"""What a plan means on this machine now: traffic, and what was chosen and why."""
 
 from __future__ import annotations
 

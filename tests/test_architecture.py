@@ -22,15 +22,17 @@ EACH = pytest.mark.parametrize("path", MODULES, ids=IDS)
 LEAVES = {"errors", "tensors", "plugins", "version"}
 ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"api"},
+    "cli": {"api", "forecast"},
     "api": {"execute", "outputs"},
-    "execute": {"plan", "budget", "buffers", "merging", "outputs"},
+    "execute": {"plan", "budget", "buffers", "merging", "openfiles", "outputs"},
     "merging": {"lanes", "windows"},
     "lanes": {"methods"},
     "buffers": {"windows"},
     "windows": {"plan"},
     "budget": {"plan"},
     "outputs": {"plan"},
+    "forecast": {"plan"},
+    "openfiles": {"checkpoint"},
     "plan": {"recipe", "coverage", "configs", "checkpoint"},
     "coverage": {"recipe"},
     "configs": set(),
@@ -49,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
 }
 WITH_TORCH = {"execute", "merging", "lanes", "methods"}
 LIBRARIES: dict[str, set[str]] = {
-    "methods": {"torch"},
+    "methods": {"torch", "numpy"},
     "tensors": {"torch"},
     "errors": set(),
     "plugins": set(),
@@ -165,7 +167,7 @@ def test_public_names() -> None:
     assert set(streammerge.__all__) == {
         "Plan",
         "Result",
-        "Shard",
+        "WrittenShard",
         "StreammergeError",
         "__version__",
         "average",

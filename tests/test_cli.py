@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +201,12 @@ def test_help_imports_no_torch(args: list[str]) -> None:
 
 def test_help_answers_in_less_than_a_second() -> None:
     seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
+    for _ in range(3):  # in time on the processor: others may be at work on this machine
+        before = os.times()
         assert "average" in succeeded(run("--help")).out
-        seconds.append(time.perf_counter() - begin)
+        after = os.times()
+        spent = after.children_user + after.children_system
+        seconds.append(spent - before.children_user - before.children_system)
     assert min(seconds) < 1.0, seconds
 
 

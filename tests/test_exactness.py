@@ -107,7 +107,8 @@ def test_mixed_dtypes_within_and_between_models(
 def test_output_dtype_is_reached_by_one_rounding(
     tmp_path: Path, given: torch.dtype, wanted: str
 ) -> None:
-    models = [{"w": random_tensor((2**16,), given, seed=i)} for i in (1, 2, 3)]
+    size = 2**13 if given == FP64 else 2**16  # fp64 sums are rarely exact: slow by fractions
+    models = [{"w": random_tensor((size,), given, seed=i)} for i in (1, 2, 3)]
     merged = merge(tmp_path, models, dtype=wanted)["w"]
     assert_exact(merged, [m["w"] for m in models], None, getattr(torch, wanted))
 

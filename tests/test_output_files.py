@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 
 import streammerge
 from tests.support.checkpoints import (
@@ -21,7 +19,7 @@ from tests.support.checkpoints import (
     write_checkpoint,
     write_json,
 )
-from tests.support.outputs import manifest, read_json, sha256, shards_of
+from tests.support.outputs import read_json
 
 NEVER_COPIED = (
     "optimizer.pt",
@@ -143,74 +141,6 @@ def test_code_that_the_config_names_is_copied(tmp_path: Path) -> None:
     average(paths, tmp_path / "out")
     copied = {p.name for p in (tmp_path / "out").glob("*.py")}
     assert copied == {"modeling_toy.py", "tok_toy.py"}
-
-
-def test_the_model_card_says_what_was_merged_and_how(tmp_path: Path) -> None:
-    paths = pair(tmp_path)
-    for path in paths:
-        (path / "README.md").write_text("---\nlicense: mit\n---\nhello\n")
-    average(paths, tmp_path / "out", weights=[0.7, 0.3])
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    data = card.data.to_dict()
-    assert len(data["base_model"]) == 2
-    assert all(isinstance(name, str) for name in data["base_model"])
-    assert data["base_model_relation"] == "merge"
-    assert {"merge", "streammerge"} <= set(data["tags"])
-    assert data["license"] == "mit"
-    assert "0.7" in card.text
-    assert "0.3" in card.text
-    assert "streammerge average" in card.text
-    assert "hello" not in card.text
-
-
-def test_the_model_card_claims_no_license_that_the_inputs_do_not_share(tmp_path: Path) -> None:
-    paths = pair(tmp_path)
-    for path, license_name in zip(paths, ("mit", "apache-2.0"), strict=True):
-        (path / "README.md").write_text(f"---\nlicense: {license_name}\n---\n")
-    average(paths, tmp_path / "out")
-    assert "license" not in ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
-
-
-@pytest.mark.parametrize("text", ["---\nlicense: [\n---\n", "---\n- 1\n---\n", "no card", "---"])
-def test_a_broken_card_of_an_input_does_no_harm(tmp_path: Path, text: str) -> None:
-    paths = pair(tmp_path)
-    for path in paths:
-        (path / "README.md").write_text(text)
-    average(paths, tmp_path / "out")
-    data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
-    assert "license" not in data
-    assert data["base_model_relation"] == "merge"
-
-
-def test_the_account_has_the_digests_of_the_shards(tmp_path: Path) -> None:
-    paths = pair(tmp_path)
-    out = tmp_path / "out"
-    result = average(paths, out, max_shard_size="100KB", weights=[2, 1])
-    account = manifest(out)
-    listed = {shard["file"]: shard for shard in account["shards"]}
-    assert set(listed) == {p.name for p in shards_of(out)}
-    assert len(listed) > 1
-    for path in shards_of(out):
-        assert listed[path.name]["sha256"] == sha256(path)
-    assert [(s.file, s.bytes, s.sha256) for s in result.shards] == [
-        (p.name, p.stat().st_size, sha256(p)) for p in shards_of(out)
-    ]
-    plan = streammerge.plan_average(
-        [str(p) for p in paths], str(tmp_path / "x"), weights=[2, 1], max_shard_size="100KB"
-    )
-    assert account["fingerprint"] == plan.fingerprint()
-    assert len(account["inputs"]) == 2
-    text = (out / "streammerge.json").read_text()
-    assert all(str(p) in text or p.name in text for p in paths)
-
-
-def test_digests_are_those_of_hashlib_for_a_shard_of_many_blocks(tmp_path: Path) -> None:
-    tensors = {"w": torch.arange(9_000_001, dtype=torch.float32)}
-    paths = [write_checkpoint(tmp_path / n, tensors) for n in "ab"]
-    result = average(paths, tmp_path / "out")
-    content = (tmp_path / "out" / "model.safetensors").read_bytes()
-    assert result.shards[0].sha256 == hashlib.sha256(content).hexdigest()
-    assert content == (paths[0] / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

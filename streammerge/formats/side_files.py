@@ -54,7 +54,7 @@ _ROLES = (
     "USE_POLICY*",
 )
 _MAX_BYTES = 256_000_000  # no side file of any known model comes near
-_PLAIN_NAME = re.compile(r"[\w.-]+")
+_PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 
 def is_side_file(path: str) -> bool:

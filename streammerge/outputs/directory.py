@@ -7,7 +7,7 @@ for first (the index, or the single weight file) last. An older output stays who
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -16,11 +16,12 @@ from typing import TypeVar
 
 from streammerge.errors import DiskSpaceError, OutputError, listing
 from streammerge.formats.side_files import is_side_file
+from streammerge.outputs.shardfile import DirectoryShard, write_error
 from streammerge.plan import Plan
-from streammerge.storage import ALIGNMENT
 from streammerge.tensors import format_size
 
 STAGING = ".streammerge-partial"
+REPLACED = "replaced"
 _OWN_FILES = ("README.md", "streammerge.json", ".gitattributes")
 _SPARE = 16_000_000  # bytes left free for config, tokenizer and the file system itself
 _T = TypeVar("_T")
@@ -43,6 +44,7 @@ class DirectoryOutput:
         self._made: list[Path] = []
         self._old: list[Path] = []
         self._shards: list[str] = []
+        self._moved: list[tuple[Path, Path]] = []
 
     def check(self) -> None:
         """Refuse a folder that is an input's, or whose content must not be replaced.
@@ -131,20 +133,45 @@ class DirectoryOutput:
         for file in self._shards:
             os.rename(self._staging / f"{file}.partial", self._staging / file)
         _sync_folders(path for path in folders if path.is_dir())
-        # From here on the old output goes and the new one comes: what makes it loadable goes first.
-        for path in sorted(self._old, key=lambda path: not path.name.endswith(".index.json")):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         names = [name for name in (*documents, *self._shards) if name != last]
-        for name in (*names, last):
-            if name == last:
-                _sync_folders(path for path in folders if path.is_dir())
-            (self._out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self._staging / name, self._out / name)
+        try:
+            self._swap([*names, last], folders)
+        except BaseException:
+            self._swap_back()
+            raise
         shutil.rmtree(self._staging)
+
+    def _swap(self, names: list[str], folders: set[Path]) -> None:
+        """Move the old output aside and the new one to its place, each step undone by another."""
+        aside = self._staging / REPLACED
+        aside.mkdir()
+        # What makes a folder loadable goes first and comes last.
+        for path in sorted(self._old, key=lambda path: not path.name.endswith(".index.json")):
+            self._move(path, aside / path.name)
+        for name in names:
+            if name == names[-1]:
+                _sync_folders(path for path in folders if path.is_dir())
+            self._move(self._staging / name, self._out / name)
         _sync_folders([self._out])
+
+    def _move(self, source: Path, target: Path) -> None:
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True)
+        os.rename(source, target)
+        self._moved.append((source, target))
+
+    def _swap_back(self) -> None:
+        for source, target in reversed(self._moved):
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                os.rename(target, source)
+                if target.parent != self._out:
+                    target.parent.rmdir()
 
     def abandon(self) -> None:
         """Remove the staging folder, and OUT where `begin` made it."""
+        aside = self._staging / REPLACED
+        if aside.is_dir() and any(aside.iterdir()):
+            return  # the old output could not be moved back: it is not ours to delete
         shutil.rmtree(self._staging, ignore_errors=True)
         for path in reversed(self._made):
             try:
@@ -157,65 +184,6 @@ class DirectoryOutput:
             return action()
         except OSError as error:
             raise write_error(what, path, error) from error
-
-
-class DirectoryShard:
-    """One shard file, preallocated, written past the page cache where that is possible."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._path, self._size = path, size
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
-        try:
-            self._fd = os.open(path, flags | os.O_DIRECT, 0o666)
-        except (AttributeError, OSError):
-            self._fd = os.open(path, flags, 0o666)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                os.close(self._fd)
-                raise
-
-    def write(self, offset: int, buffer: memoryview, length: int) -> None:
-        """Write a stretch of the file; see `ShardFile`."""
-        rounded = -(-length // ALIGNMENT) * ALIGNMENT
-        done = 0
-        while done < length:
-            try:
-                done += os.pwrite(self._fd, buffer[done:rounded], offset + done)
-            except OSError as error:
-                if error.errno != errno.EINVAL or not self._leave_direct_mode():
-                    raise write_error("write", self._path, error) from error
-
-    def _leave_direct_mode(self) -> bool:
-        """Go on through the page cache where the device wants another alignment."""
-        import fcntl  # not on Windows, which has no direct mode to leave either
-
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        direct = getattr(os, "O_DIRECT", 0)
-        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~direct)
-        return bool(flags & direct)
-
-    def finish(self) -> None:
-        """Cut the padding off and make the file durable."""
-        try:
-            os.ftruncate(self._fd, self._size)
-            os.fsync(self._fd)
-        except OSError as error:
-            raise write_error("sync", self._path, error) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-
-
-def write_error(what: str, path: Path, error: OSError) -> OutputError:
-    """Return the error for a failed change of an output."""
-    remedy = "Check the disk and the permissions, then run the same command again."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "Free some space or choose a folder on another disk, then run it again."
-    return OutputError(f"cannot {what} {path}: {error.strerror}", remedy)
 
 
 def _belongs_to_a_checkpoint(path: Path) -> bool:
