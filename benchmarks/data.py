@@ -238,15 +238,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of this model")
     parser.add_argument("--family", type=int, default=0, help="seed of the base it stems from")
     args = parser.parse_args()
-    make_checkpoint(
-        args.folder,
-        args.size,
-        shards=args.shards,
-        dtype=args.dtype,
-        largest=args.largest,
-        seed=args.seed,
-        family=args.family,
-    )
+    make_checkpoint(**vars(args))  # the options are its parameters
     written = sum(file.stat().st_size for file in args.folder.iterdir())
     print(f"{args.folder}: {gigabytes(written)}")
 

@@ -203,7 +203,7 @@ def average(
         overwrite: replace a checkpoint that is in `out` already.
         io: how inputs are read: auto, direct, mmap or buffered.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
-        progress: called with bytes of output as they are written.
+        progress: called with the bytes read and written since the last call.
 
     Raises:
         StreammergeError: with what is wrong, where, and what to do; nothing is left in `out`.

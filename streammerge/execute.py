@@ -68,7 +68,7 @@ class Pipeline:
         output: where it goes; `begin` was called.
         io, device: how inputs are read, and where blocks are merged.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
-        progress: called with the bytes of output written since the last call.
+        progress: called with the bytes read and written for each window.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class Pipeline:
                 if missing[window.shard] == 0:
                     file.finish()
                     open_files.pop(window.shard).close()
-                self._progress(window.length)
+                self._progress(window.length + window.bytes_read)
                 self._release(flight)
         finally:
             for file in open_files.values():

@@ -83,6 +83,11 @@ class Window:
     pieces: list[Piece]
     reads: list[list[Range]]
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes to read from all inputs."""
+        return sum(wanted.length for ranges in self.reads for wanted in ranges)
+
 
 def room_for(length: int) -> int:
     """Return how many bytes of a slot a read of this length takes (see `RangeReader.fetch`)."""

@@ -73,7 +73,7 @@ def average(
             return
         if not quiet:
             show.plan(prepared, facts, verbose, to_stderr=True)
-        with ProgressBar(facts.bytes_written, enabled=not quiet) as progress:
+        with ProgressBar(facts.bytes_read + facts.bytes_written, enabled=not quiet) as progress:
             result = api.execute(
                 prepared,
                 device=device,

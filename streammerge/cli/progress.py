@@ -10,10 +10,10 @@ from streammerge.tensors import format_size
 
 
 class ProgressBar:
-    """Counts bytes of output; call it with those written since the last call.
+    """Counts bytes read and written; call it with those since the last call.
 
     Args:
-        total: bytes that will be written.
+        total: bytes of the whole merge.
         enabled: False draws nothing; neither does a stderr that is no terminal.
     """
 
