@@ -1,17 +1,22 @@
 """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
 
 from streammerge.api import Result, average, plan_average
+from streammerge.checks import Finding
 from streammerge.errors import StreammergeError
 from streammerge.outputs import WrittenShard
 from streammerge.plan import Plan
+from streammerge.verify import Verification, verify
 from streammerge.version import __version__
 
 __all__ = [
+    "Finding",
     "Plan",
     "Result",
     "StreammergeError",
+    "Verification",
     "WrittenShard",
     "__version__",
     "average",
     "plan_average",
+    "verify",
 ]

@@ -168,7 +168,9 @@ def _explain_absence(
 
 def _tied_embedding(name: str, holder: int, checkpoints: Sequence[Holder]) -> str:
     """Return the embedding that `name` is an alias of by the configs; "" where it is none."""
-    if not name.endswith(_TIED_NAMES) or any(_ties(c.config) is False for c in checkpoints):
+    said = [_ties(c.config) for c in checkpoints]
+    lacking = [said[i] for i, c in enumerate(checkpoints) if name not in c.tensors]
+    if not name.endswith(_TIED_NAMES) or False in said or not all(lacking):
         return ""
     shape = checkpoints[holder].tensors[name].shape
     for candidate in checkpoints[0].tensors:
@@ -180,11 +182,7 @@ def _tied_embedding(name: str, holder: int, checkpoints: Sequence[Holder]) -> st
 
 
 def _ties(config: Mapping[str, Any]) -> bool | None:
-    """Return `tie_word_embeddings` of a config or a config nested in it; None if it is silent.
-
-    Configs leave out what is the default of their class, so silence does not speak against tying
-    in a checkpoint that lacks the head.
-    """
+    """Return `tie_word_embeddings` of a config or a config nested in it; None if it is silent."""
     nested = [value for value in config.values() if isinstance(value, dict)]
     for part in [config, *nested]:
         if isinstance(part.get("tie_word_embeddings"), bool):

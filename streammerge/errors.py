@@ -11,6 +11,7 @@
     │   ├── BudgetError           the memory budget is too small
     │   └── DiskSpaceError        the output does not fit on the disk
     ├── OutputError               the output folder cannot be used or written
+    │   └── ManifestError         an output has no streammerge.json that can be read
     └── MergeError                found while merging
         ├── TensorsDifferError    integer or bool tensors that should be equal are not
         ├── NonFiniteError        NaN or Inf in an input, or made by the merge
@@ -79,6 +80,10 @@ class DiskSpaceError(PlanError):
 
 class OutputError(StreammergeError):
     """The output folder cannot be used or written."""
+
+
+class ManifestError(OutputError):
+    """An output has no streammerge.json that can be read, so nothing can be verified."""
 
 
 class MergeError(StreammergeError):

@@ -28,7 +28,7 @@ class Lane(Protocol):
     workspace: Workspace
 
     def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Merge one block of at most `workspace.numel(…)` elements; tensors lie on the CPU."""
+        """Merge flat tensors of any length that lie on the CPU."""
 
 
 class CpuLane:
@@ -40,7 +40,7 @@ class CpuLane:
         self.workspace = Workspace(torch.device("cpu"))
 
     def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Merge one block in place."""
+        """Merge in place."""
         merge(inputs, out, self.workspace)
 
 
@@ -52,7 +52,13 @@ class DeviceLane:
         self._stream = _stream(device)
 
     def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Merge one block; where the device lacks the memory, with blocks of half the size."""
+        """Merge in blocks; where the device lacks the memory, in blocks of half the size."""
+        step = self.workspace.block_bytes // 8
+        if out.numel() > step:
+            for start in range(0, out.numel(), step):
+                part = slice(start, start + step)
+                self.run(merge, [tensor[part] for tensor in inputs], out[part])
+            return
         try:
             self._run(merge, inputs, out)
         except torch.OutOfMemoryError as error:
@@ -65,9 +71,7 @@ class DeviceLane:
             self.workspace = Workspace(self.workspace.device, smaller)
             if self.workspace.device.type == "cuda":
                 torch.cuda.empty_cache()
-            half = out.numel() // 2
-            self.run(merge, [tensor[:half] for tensor in inputs], out[:half])
-            self.run(merge, [tensor[half:] for tensor in inputs], out[half:])
+            self.run(merge, inputs, out)
 
     def _run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
         with torch.cuda.stream(self._stream):  # does nothing for None

@@ -58,23 +58,16 @@ class Merger:
         ]
         out = _tensor(output, piece.start, piece.tensor.dtype, piece.numel)
         if piece.step.action == "merge":
-            self._merge_blocks(piece, inputs, out, lane)
+            self._average(piece, inputs, out, lane)
             return
         if piece.step.action == "equal":
             self._require_equal(piece, inputs)
         out.view(torch.uint8).copy_(inputs[0].view(torch.uint8))
 
-    def _merge_blocks(
-        self, piece: Piece, inputs: Sequence[Tensor], out: Tensor, lane: Lane
-    ) -> None:
-        accumulator = torch_dtype(piece.step.accumulator)
-        call = _bound(piece.step, accumulator)
-        for start in range(0, out.numel(), lane.workspace.numel(accumulator)):
-            end = start + lane.workspace.numel(accumulator)
-            block, result = [tensor[start:end] for tensor in inputs], out[start:end]
-            lane.run(call, block, result)
-            if not all_finite(result):
-                self._examine(piece, block, result)
+    def _average(self, piece: Piece, inputs: Sequence[Tensor], out: Tensor, lane: Lane) -> None:
+        lane.run(_bound(piece.step, torch_dtype(piece.step.accumulator)), inputs, out)
+        if not all_finite(out):
+            self._examine(piece, inputs, out)
 
     def _require_equal(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
         for tensor, source in zip(inputs[1:], piece.sources[1:], strict=True):
@@ -88,22 +81,21 @@ class Merger:
                 )
 
     def _examine(self, piece: Piece, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Merge a block again where something is not finite, and say where that came from.
+        """Merge a piece again where something is not finite, and say where that came from.
 
         A sum of finite numbers can leave the range of fp32 though their mean does not, so the
-        block is merged in fp64 before anything is called an overflow.
+        piece is merged in fp64 before anything is called an overflow.
         """
         if not self._allow_nonfinite:
             self._refuse_nonfinite_inputs(piece, inputs)
-        wide = Workspace(torch.device("cpu"), out.numel() * 8)
-        _bound(piece.step, torch.float64)(inputs, out, wide)
+        _bound(piece.step, torch.float64)(inputs, out, Workspace(torch.device("cpu")))
         count = out.numel() - int(torch.isfinite(out).sum())
         if count == 0:
             return
         if not self._allow_nonfinite:
             raise NonFiniteError(
                 f"the merge of {printable(piece.tensor.name)} leaves the range of "
-                f"{piece.tensor.dtype}: {count} elements of a block become infinite",
+                f"{piece.tensor.dtype}: {count} elements become infinite",
                 "Choose a wider --dtype such as bfloat16, or let them pass with --allow-nonfinite.",
             )
         with self._lock:
@@ -115,7 +107,7 @@ class Merger:
             if bad:
                 raise NonFiniteError(
                     f"{printable(piece.tensor.name)} in {self._labels[source.model]} holds NaN or "
-                    f"Inf ({bad} elements of one block)",
+                    f"Inf ({bad} elements near number {piece.first:,})",
                     "A diverged training run leaves such values: check that model; or pass them on "
                     "with --allow-nonfinite.",
                 )

@@ -22,8 +22,10 @@ EACH = pytest.mark.parametrize("path", MODULES, ids=IDS)
 LEAVES = {"errors", "tensors", "plugins", "version"}
 ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"api", "forecast"},
+    "cli": {"api", "forecast", "verify"},
     "api": {"execute", "outputs"},
+    "verify": {"checks"},
+    "checks": {"execute"},
     "execute": {"plan", "budget", "buffers", "merging", "openfiles", "outputs"},
     "merging": {"lanes", "windows"},
     "lanes": {"methods"},
@@ -165,13 +167,16 @@ def test_every_module_says_what_it_is_and_is_short(path: Path) -> None:
 
 def test_public_names() -> None:
     assert set(streammerge.__all__) == {
+        "Finding",
         "Plan",
         "Result",
+        "Verification",
         "WrittenShard",
         "StreammergeError",
         "__version__",
         "average",
         "plan_average",
+        "verify",
     }
     assert all(hasattr(streammerge, name) for name in streammerge.__all__)
 

@@ -16,10 +16,11 @@ import typer
 from streammerge import api
 from streammerge.checkpoint import open_checkpoint
 from streammerge.cli import options as o
-from streammerge.cli import show
+from streammerge.cli import show, show_verify
 from streammerge.cli.progress import ProgressBar
 from streammerge.errors import StreammergeError
 from streammerge.forecast import forecast
+from streammerge.verify import verify as verify_output
 from streammerge.version import __version__
 
 app = typer.Typer(
@@ -132,6 +133,30 @@ def inspect(
     with errors_for_people():
         checkpoint = open_checkpoint(model)
         show.checkpoint_as_json(checkpoint) if json else show.checkpoint(checkpoint, verbose)
+
+
+@app.command()
+def verify(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A folder that streammerge wrote.")],
+    recompute: o.Recompute = None,
+    load: o.Load = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Check every byte of an output, and that it is one checkpoint, all of it and nothing else."""
+    with errors_for_people():
+        if recompute:
+            api.preload()
+        with ProgressBar(0, enabled=not quiet) as progress:
+            done = verify_output(
+                out,
+                recompute="all" if recompute == "all" else int(recompute) if recompute else None,
+                load=load,
+                progress=progress.stage,
+            )
+        show_verify.verification_as_json(done) if json else show_verify.verification(done)
+        if done.findings:
+            raise typer.Exit(1)
 
 
 def _version(value: bool) -> None:

@@ -27,6 +27,12 @@ class Io(StrEnum):
     buffered = "buffered"
 
 
+def _check_count(text: str | None) -> str | None:
+    if text is None or text == "all" or (text.isdecimal() and int(text) > 0):
+        return text
+    raise typer.BadParameter("give a number of tensors from 1, or all")
+
+
 Models = Annotated[
     list[str],
     typer.Argument(
@@ -95,6 +101,19 @@ Overwrite = Annotated[
 ]
 AllowNonfinite = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Pass NaN and Inf on instead of refusing them.")
+]
+Recompute = Annotated[
+    str | None,
+    typer.Option(
+        "--recompute",
+        metavar="N|all",
+        help="Merge N tensors, or all, again from the inputs and compare them bit by bit.",
+        show_default=False,
+        callback=_check_count,
+    ),
+]
+Load = Annotated[
+    bool, typer.Option("--load", help="Have transformers load the structure, where installed.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]

@@ -35,6 +35,13 @@ class ProgressBar:
             self._bar.set_postfix_str(f"memory {memory_in_use()}", refresh=False)
             self._bar.update(nbytes)
 
+    def stage(self, name: str, nbytes: int, total: int) -> None:
+        """Count the bytes of a stage; with another name the bar begins anew."""
+        if not self._bar.disable and self._bar.desc != name:
+            self._bar.set_description_str(name, refresh=False)
+            self._bar.reset(total)
+        self(nbytes)
+
     def __enter__(self) -> ProgressBar:
         return self
 

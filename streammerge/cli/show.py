@@ -21,7 +21,8 @@ from streammerge.tensors import TensorInfo, format_size
 _FEW = 6
 
 
-def _console(to_stderr: bool = False) -> Console:
+def open_console(to_stderr: bool = False) -> Console:
+    """Return where text goes."""
     # A pipe gets lines as long as they are: a path must survive grep.
     console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -42,7 +43,7 @@ def _grid(*columns: str) -> Table:
 
 def plan(prepared: Prepared, facts: Forecast, verbose: bool, to_stderr: bool = False) -> None:
     """Print a plan."""
-    console = _console(to_stderr)
+    console = open_console(to_stderr)
     console.print(_models(prepared))
     console.print()
     console.print(_summary(prepared, facts))
@@ -119,7 +120,7 @@ def _dtypes(tensors: list[TensorInfo]) -> str:
 def plan_as_json(prepared: Prepared, facts: Forecast) -> None:
     """Print a plan as one JSON object."""
     the_plan = prepared.plan
-    _print_json(
+    print_json(
         {
             "out": prepared.output.label,
             "fingerprint": the_plan.fingerprint(),
@@ -134,7 +135,7 @@ def plan_as_json(prepared: Prepared, facts: Forecast) -> None:
 
 def result(done: Result, facts: Forecast) -> None:
     """Print what was written."""
-    console = _console()
+    console = open_console()
     rate = (facts.bytes_read + facts.bytes_written) / max(done.seconds, 1e-9)
     how = ", ".join(f"{count} {mode}" for mode, count in sorted(done.read_modes.items()))
     console.print(
@@ -152,12 +153,12 @@ def result(done: Result, facts: Forecast) -> None:
 
 def result_as_json(done: Result) -> None:
     """Print what was written as one JSON object."""
-    _print_json({**asdict(done), "out": str(done.out)})
+    print_json({**asdict(done), "out": str(done.out)})
 
 
 def checkpoint(found: Checkpoint, verbose: bool) -> None:
     """Print what a checkpoint holds."""
-    console = _console()
+    console = open_console()
     facts = _checkpoint_facts(found)
     console.print(
         f"{escape(printable(found.label))}: {facts['parameters']:,} parameters in "
@@ -192,7 +193,7 @@ def checkpoint_as_json(found: Checkpoint) -> None:
         t.name: {"dtype": t.dtype, "shape": list(t.shape), "file": found.locate(t.name).file}
         for t in found.tensors.values()
     }
-    _print_json({"model": found.label, **_checkpoint_facts(found), "tensors": tensors})
+    print_json({"model": found.label, **_checkpoint_facts(found), "tensors": tensors})
 
 
 def _checkpoint_facts(found: Checkpoint) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _checkpoint_facts(found: Checkpoint) -> dict[str, Any]:
 
 def error(problem: StreammergeError) -> None:
     """Print what is wrong, and what to do."""
-    console = _console(to_stderr=True)
+    console = open_console(to_stderr=True)
     console.print(f"[bold red]error[/] {escape(problem.message)}")
     if problem.remedy:
         console.print(f"  {escape(problem.remedy)}")
@@ -222,8 +223,9 @@ def error(problem: StreammergeError) -> None:
 
 def interrupted() -> None:
     """Say that nothing was left behind."""
-    _console(to_stderr=True).print("interrupted; nothing was left in the output folder")
+    open_console(to_stderr=True).print("interrupted; nothing was left in the output folder")
 
 
-def _print_json(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

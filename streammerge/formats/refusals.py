@@ -100,8 +100,7 @@ def refuse_other_weights(label: str, files: Iterable[str]) -> None:
         if name.endswith(_PICKLES) and name != "training_args.bin":
             raise UnsupportedError(
                 f"{label} holds pickled weights ({printable(name)}), which can run code on loading",
-                "Convert it once: load it with transformers and "
-                "`save_pretrained(folder, safe_serialization=True)`.",
+                "Convert it once: load it with transformers and `save_pretrained(folder)`.",
             )
     raise CheckpointError(
         f"{label} is no checkpoint: no safetensors weights in it",

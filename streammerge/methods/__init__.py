@@ -1,13 +1,13 @@
 """tensors → tensor: the merge methods, and the decorator that makes a function one.
 
-A method sees tensors only: no files, no names, no devices. It is called for block after block of
-the flattened tensors and writes its result into `out`. To add one, write a function in a module
-here, decorate it, and import the module below.
+A method sees tensors only: no files, no names, no devices. It gets flat stretches of the inputs,
+of any length, goes through them in blocks (`Workspace.blocks`) and writes its result into `out`. To
+add one, write a function in a module here, decorate it, and import the module below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -36,6 +36,12 @@ class Workspace:
         """Return how many elements of this dtype a block has."""
         return self.block_bytes // dtype.itemsize
 
+    def blocks(self, numel: int, dtype: torch.dtype) -> Iterator[slice]:
+        """Yield the slices of blocks of this dtype that make up `numel` elements."""
+        step = self.numel(dtype)
+        for start in range(0, numel, step):
+            yield slice(start, min(start + step, numel))
+
     def buffer(self, name: str, dtype: torch.dtype, numel: int) -> Tensor:
         """Return the first `numel` elements of the buffer of that name; contents are undefined."""
         key = (name, dtype)
@@ -58,7 +64,7 @@ class Reduction(Protocol):
         accumulator: torch.dtype,
         exact: bool,
     ) -> None:
-        """Merge one block.
+        """Merge one stretch.
 
         Args:
             tensors: flat and of equal length, in any float dtype; never written to.

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from streammerge.methods import Workspace, merge_method
-from streammerge.methods.rounding import inexact_sums, round_once
+from streammerge.methods.rounding import inexact_sums, mean_of_few, round_once
 
+_MANY = 64 * 1024
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -39,16 +40,16 @@ class Accumulator:
             self._sum.copy_(tensor)
             if weight != 1:
                 self._sum.mul_(weight)
-        elif weight == 1:
-            self._sum.add_(tensor)
-        elif self._exact:
+            self._empty = False
+            return
+        # Widened first: adding across dtypes is slower than both steps together.
+        wide = self._workspace.buffer("term", self._sum.dtype, tensor.numel()).copy_(tensor)
+        if self._exact:
             # A fused multiply-add, where the device has one, rounds once; so does adding an exact
             # product. The bits are the same with and without.
-            self._sum.add_(tensor, alpha=weight)
+            self._sum.add_(wide, alpha=weight)
         else:
-            product = self._workspace.buffer("product", self._sum.dtype, tensor.numel())
-            self._sum.add_(product.copy_(tensor).mul_(weight))
-        self._empty = False
+            self._sum.add_(wide.mul_(weight))
 
     def mean(self, divisor: float, out: Tensor) -> None:
         """Divide the sum by the weights' sum and round the quotient to `out`."""
@@ -81,13 +82,31 @@ def average(
         # all three are finite, and the caller looks for what is not.
         torch.lerp(tensors[0], tensors[1], 0.5, out=out)
         return
-    _weighted_mean(tensors, out, workspace, weights, divisor, accumulator, exact)
-    if accumulator is torch.float32:
-        again = inexact_sums(tensors, weights, workspace)
-        if again is not None:
-            few, mean = [tensor[again] for tensor in tensors], out[again]
-            _weighted_mean(few, mean, workspace, weights, divisor, torch.float64, exact)
-            out[again] = mean
+    again: list[Tensor] = []
+    waiting = 0
+    for block in workspace.blocks(out.numel(), accumulator):
+        inputs = [tensor[block] for tensor in tensors]
+        _weighted_mean(inputs, out[block], workspace, weights, divisor, accumulator, exact)
+        if accumulator is not torch.float32:
+            continue
+        found = inexact_sums(inputs, weights, workspace)
+        again.append(found + block.start)
+        waiting += found.numel()
+        # Few elements cost as much as many, so they are gathered over the blocks.
+        if waiting > _MANY or (waiting and block.stop == out.numel()):
+            _average_again(torch.cat(again), tensors, out, weights, divisor)
+            again, waiting = [], 0
+
+
+def _average_again(
+    indices: Tensor,
+    tensors: Sequence[Tensor],
+    out: Tensor,
+    weights: Sequence[float],
+    divisor: float,
+) -> None:
+    few = [tensor[indices] for tensor in tensors]
+    out[indices] = mean_of_few(few, weights, divisor, out.dtype).to(out.device)
 
 
 def _weighted_mean(

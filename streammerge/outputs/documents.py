@@ -1,8 +1,7 @@
-"""The small files of an output: index, config, tokenizer and the like, model card, manifest."""
+"""The small files of an output: index, config, tokenizer and the like, model card."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,9 @@ from streammerge.checkpoint import Checkpoint
 from streammerge.configs import config_with_dtype
 from streammerge.formats.folder import INDEX_FILE, SINGLE_FILE
 from streammerge.outputs import WrittenShard
+from streammerge.outputs.manifest import MANIFEST, encode_json, encode_manifest
 from streammerge.plan import Plan
 from streammerge.tensors import format_size
-
-MANIFEST = "streammerge.json"
 
 
 def make_documents(
@@ -42,13 +40,14 @@ def make_documents(
         after = [tensor.info for tensor in plan.tensors]
         config = config_with_dtype(donor.config, list(donor.tensors.values()), after)
         if config != donor.config:
-            documents["config.json"] = _json(config)
+            documents["config.json"] = encode_json(config)
     documents["README.md"] = model_card(plan, checkpoints, command).encode()
-    documents[MANIFEST] = _json(manifest(plan, shards, nonfinite, command))
-    if len(plan.shards) == 1:
-        return documents, SINGLE_FILE
-    documents[INDEX_FILE] = _json(shard_index(plan), sort=True)
-    return documents, INDEX_FILE
+    last = SINGLE_FILE
+    if len(plan.shards) > 1:
+        last = INDEX_FILE
+        documents[INDEX_FILE] = encode_json(shard_index(plan), sort=True)
+    documents[MANIFEST] = encode_manifest(plan, shards, documents, nonfinite, command)
+    return documents, last
 
 
 def shard_index(plan: Plan) -> dict[str, Any]:
@@ -56,24 +55,6 @@ def shard_index(plan: Plan) -> dict[str, Any]:
     return {
         "metadata": {"total_parameters": plan.parameters, "total_size": plan.nbytes},
         "weight_map": {t.name: shard.file for shard in plan.shards for t in shard.tensors},
-    }
-
-
-def manifest(
-    plan: Plan, shards: Sequence[WrittenShard], nonfinite: Mapping[str, int], command: Sequence[str]
-) -> dict[str, Any]:
-    """Return the object of streammerge.json: enough to check the output and to make it again."""
-    return {
-        "streammerge": plan.streammerge,
-        "fingerprint": plan.fingerprint(),
-        "command": shlex.join(command),
-        "recipe": plan.recipe.model_dump(mode="json"),
-        "inputs": [model.model_dump(mode="json") for model in plan.inputs],
-        "shards": [
-            {"file": shard.file, "bytes": shard.bytes, "sha256": shard.sha256} for shard in shards
-        ],
-        "notes": list(plan.notes),
-        "nonfinite": dict(nonfinite),
     }
 
 
@@ -98,7 +79,7 @@ def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[
             f"{plan.parameters:,} parameters, {format_size(plan.nbytes)}.\n\n"
             f"| model | coefficient |\n| --- | ---: |\n{rows}\n\n"
             f"```sh\n{shlex.join(command)}\n```\n\n"
-            f"`{MANIFEST}` holds the identity of every input and the sha256 of every shard.\n"
+            f"`{MANIFEST}` holds the identity of every input and the sha256 of every file.\n"
         )
     )
 
@@ -111,7 +92,3 @@ def _model_name(label: str) -> str:
     if len(parts) > 1 and parts[-1].endswith((".safetensors", ".json")):
         parts.pop()
     return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "local"
-
-
-def _json(value: Any, sort: bool = False) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=sort, ensure_ascii=False) + "\n").encode()
