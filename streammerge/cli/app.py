@@ -144,7 +144,7 @@ def verify(
     quiet: o.Quiet = False,
 ) -> None:
     """Check every byte of an output, and that it is one checkpoint, all of it and nothing else."""
-    with errors_for_people():
+    with errors_for_people(interrupted="the output was not checked to its end"):
         if recompute:
             api.preload()
         with ProgressBar(0, enabled=not quiet) as progress:
@@ -178,7 +178,9 @@ def root(
 
 
 @contextmanager
-def errors_for_people() -> Iterator[None]:
+def errors_for_people(
+    interrupted: str = "nothing was left in the output folder",
+) -> Iterator[None]:
     """Turn what a user did wrong into a short message and an exit status."""
     try:
         yield
@@ -186,7 +188,7 @@ def errors_for_people() -> Iterator[None]:
         show.error(error)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        show.interrupted()
+        show.interrupted(interrupted)
         raise typer.Exit(130) from None
 
 

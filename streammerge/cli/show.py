@@ -221,9 +221,9 @@ def error(problem: StreammergeError) -> None:
         console.print(f"  {escape(problem.remedy)}")
 
 
-def interrupted() -> None:
-    """Say that nothing was left behind."""
-    open_console(to_stderr=True).print("interrupted; nothing was left in the output folder")
+def interrupted(state: str) -> None:
+    """Say how things stand."""
+    open_console(to_stderr=True).print(f"interrupted; {state}")
 
 
 def print_json(value: dict[str, Any]) -> None:

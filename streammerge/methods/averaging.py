@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from streammerge.methods import Workspace, merge_method
+from streammerge.methods.inexact import RoundingWatch
 from streammerge.methods.rounding import inexact_sums, mean_of_few, round_once
 
 _MANY = 64 * 1024
@@ -82,16 +83,23 @@ def average(
         # all three are finite, and the caller looks for what is not.
         torch.lerp(tensors[0], tensors[1], 0.5, out=out)
         return
+    watch = RoundingWatch(out.device)
     again: list[Tensor] = []
     waiting = 0
     for block in workspace.blocks(out.numel(), accumulator):
         inputs = [tensor[block] for tensor in tensors]
-        _weighted_mean(inputs, out[block], workspace, weights, divisor, accumulator, exact)
-        if accumulator is not torch.float32:
-            continue
-        found = inexact_sums(inputs, weights, workspace)
-        again.append(found + block.start)
-        waiting += found.numel()
+        total = Accumulator(
+            workspace.buffer("sum", accumulator, inputs[0].numel()), workspace, exact
+        )
+        watch.start()
+        for tensor, weight in zip(inputs, weights, strict=True):
+            total.add(tensor, weight)
+        rounded = watch.rounded()
+        total.mean(divisor, out[block])
+        if rounded and accumulator is torch.float32:
+            found = inexact_sums(inputs, weights, workspace)
+            again.append(found + block.start)
+            waiting += found.numel()
         # Few elements cost as much as many, so they are gathered over the blocks.
         if waiting > _MANY or (waiting and block.stop == out.numel()):
             _average_again(torch.cat(again), tensors, out, weights, divisor)
@@ -107,21 +115,6 @@ def _average_again(
 ) -> None:
     few = [tensor[indices] for tensor in tensors]
     out[indices] = mean_of_few(few, weights, divisor, out.dtype).to(out.device)
-
-
-def _weighted_mean(
-    tensors: Sequence[Tensor],
-    out: Tensor,
-    workspace: Workspace,
-    weights: Sequence[float],
-    divisor: float,
-    accumulator: torch.dtype,
-    exact: bool,
-) -> None:
-    total = Accumulator(workspace.buffer("sum", accumulator, out.numel()), workspace, exact)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total.add(tensor, weight)
-    total.mean(divisor, out)
 
 
 def _is_plain_pair(
