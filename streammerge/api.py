@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +90,6 @@ def prepare_average(
     layout = make_layout(plan, dtypes, budget)
     output.check_space(plan)
     return Prepared(plan, checkpoints, layout, output)
-
-
-def preload() -> None:
-    """Begin to load torch beside the reading of headers: it takes a second or two."""
-    threading.Thread(target=lambda: importlib.import_module("torch"), daemon=True).start()
 
 
 def execute(

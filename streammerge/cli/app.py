@@ -18,6 +18,7 @@ from streammerge.checkpoint import open_checkpoint
 from streammerge.cli import options as o
 from streammerge.cli import show, show_verify
 from streammerge.cli.progress import ProgressBar
+from streammerge.cli.startup import load_torch_beside
 from streammerge.errors import StreammergeError
 from streammerge.forecast import forecast
 from streammerge.verify import verify as verify_output
@@ -55,7 +56,7 @@ def average(
     """Average two or more checkpoints of the same architecture, with weights or without."""
     with errors_for_people():
         if not dry_run:
-            api.preload()
+            load_torch_beside()
         prepared = api.prepare_average(
             models,
             output,
@@ -146,7 +147,7 @@ def verify(
     """Check every byte of an output, and that it is one checkpoint, all of it and nothing else."""
     with errors_for_people(interrupted="the output was not checked to its end"):
         if recompute:
-            api.preload()
+            load_torch_beside()
         with ProgressBar(0, enabled=not quiet) as progress:
             done = verify_output(
                 out,
