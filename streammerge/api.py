@@ -12,6 +12,7 @@ from typing import TypedDict, Unpack
 from streammerge.budget import Layout, make_layout
 from streammerge.checkpoint import Checkpoint, open_checkpoint
 from streammerge.errors import RecipeError
+from streammerge.forecast import bytes_to_read
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.directory import DirectoryOutput
 from streammerge.plan import Plan, make_plan
@@ -34,6 +35,7 @@ class Result:
         notes: what the user should know.
         nonfinite: NaN and infinite elements by tensor, where they were allowed.
         read_modes: how many input files were read in which way.
+        kept: how many shards an interrupted run had finished before.
         seconds: wall time of the merge proper.
         fingerprint: of the plan.
     """
@@ -44,6 +46,7 @@ class Result:
     notes: list[str]
     nonfinite: dict[str, int]
     read_modes: dict[str, int]
+    kept: int
     seconds: float
     fingerprint: str
 
@@ -109,12 +112,15 @@ def execute(
     plan, output = prepared.plan, prepared.output
     chosen = choose_device("cpu" if device == "auto" else device)
     try:
-        output.begin(plan)
+        kept = output.begin(plan)
+        for shard in kept:
+            progress(shard.bytes + bytes_to_read(plan, prepared.checkpoints, shard.file))
         report = Pipeline(
             plan,
             prepared.checkpoints,
             prepared.layout,
             output,
+            kept,
             io=io,
             device=chosen,
             allow_nonfinite=allow_nonfinite,
@@ -128,8 +134,9 @@ def execute(
             command or ["python", *sys.argv],
         )
         output.publish(documents, last)
-    except BaseException:
-        output.abandon()
+    except BaseException as error:
+        if output.abandon():
+            error.add_note("The finished shards are kept: the same command goes on after them.")
         raise
     return Result(
         out=Path(output.label),
@@ -138,6 +145,7 @@ def execute(
         notes=list(plan.notes),
         nonfinite=dict(report.nonfinite),
         read_modes=dict(report.read_modes),
+        kept=len(kept),
         seconds=report.seconds,
         fingerprint=plan.fingerprint(),
     )

@@ -13,7 +13,6 @@ here decides what a byte of the output is: block size, threads and device never 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import Counter
@@ -26,10 +25,11 @@ import torch
 from streammerge.budget import Layout
 from streammerge.buffers import Flight, Frame
 from streammerge.checkpoint import Checkpoint
+from streammerge.finishing import Finisher
 from streammerge.lanes import make_lane, pin
 from streammerge.merging import Merger
 from streammerge.openfiles import OpenFiles
-from streammerge.outputs import Output, ShardFile, WrittenShard
+from streammerge.outputs import Output, WrittenShard
 from streammerge.plan import Plan
 from streammerge.storage import IoMode
 from streammerge.windows import cut_windows
@@ -65,7 +65,8 @@ class Pipeline:
     Args:
         plan, checkpoints: what to do, and its opened inputs.
         layout: number and size of the buffers.
-        output: where it goes; `begin` was called.
+        output: where it goes.
+        kept: shards that are there already; see `Output.begin`.
         io, device: how inputs are read, and where blocks are merged.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
         progress: called with the bytes read and written for each window.
@@ -77,6 +78,7 @@ class Pipeline:
         checkpoints: Sequence[Checkpoint],
         layout: Layout,
         output: Output,
+        kept: Sequence[WrittenShard] = (),
         *,
         io: IoMode = "auto",
         device: torch.device = torch.device("cpu"),  # noqa: B008  a constant
@@ -84,8 +86,9 @@ class Pipeline:
         progress: Callable[[int], None] = lambda nbytes: None,
     ) -> None:
         self._plan, self._checkpoints, self._layout = plan, checkpoints, layout
-        self._output, self._io, self._device = output, io, device
+        self._kept, self._io, self._device = {shard.file for shard in kept}, io, device
         self._merger = Merger(plan, allow_nonfinite)
+        self._finisher = Finisher(plan, output, list(kept))
         self._progress = progress
         self._readers = min(len(checkpoints), MAX_READERS)
         self._free: _Queue = SimpleQueue()
@@ -123,7 +126,7 @@ class Pipeline:
             unpin()
         if self._failure is not None:
             raise self._failure
-        self._report.shards.sort(key=lambda shard: shard.file)
+        self._report.shards = sorted(self._finisher.shards, key=lambda shard: shard.file)
         self._report.nonfinite = self._merger.nonfinite
         self._report.seconds = time.perf_counter() - begin
         return self._report
@@ -168,7 +171,7 @@ class Pipeline:
 
     def _dispatch(self) -> None:
         """Load a free frame with each window in turn; then wait for all frames to come back."""
-        windows = cut_windows(self._plan, self._checkpoints, self._layout.window)
+        windows = cut_windows(self._plan, self._checkpoints, self._layout.window, self._kept)
         free = self._flights(self._free)
         for window, flight in zip(windows, free, strict=False):
             flight.window = window
@@ -214,46 +217,20 @@ class Pipeline:
             self._to_write.put(flight)
 
     def _hash_loop(self) -> None:
-        """Digest the shards; windows come in any order and are taken in theirs."""
-        waiting: dict[int, Flight] = {}
-        number, digest, size = 0, hashlib.sha256(), 0
+        """Digest the shards."""
         for arrived in self._flights(self._to_hash):
-            waiting[arrived.window.number] = arrived
-            while number in waiting:
-                flight = waiting.pop(number)
-                window = flight.window
-                if window.start == 0:
-                    digest, size = hashlib.sha256(), 0
-                digest.update(flight.frame.output[: window.length])
-                size += window.length
-                file = self._plan.shards[window.shard].file
-                if size == self._plan.shards[window.shard].file_size:
-                    self._report.shards.append(WrittenShard(file, size, digest.hexdigest()))
-                number += 1
+            for flight in self._finisher.digest(arrived):
                 self._release(flight)
 
     def _write_loop(self) -> None:
-        """Write windows where they belong; a shard is synced when its last byte is written."""
-        open_files: dict[int, ShardFile] = {}
-        missing: dict[int, int] = {}
+        """Write windows where they belong."""
         try:
             for flight in self._flights(self._to_write):
-                window = flight.window
-                shard = self._plan.shards[window.shard]
-                if window.shard not in open_files:
-                    missing[window.shard] = shard.file_size
-                    open_files[window.shard] = self._output.create(shard.file, shard.file_size)
-                file = open_files[window.shard]
-                file.write(window.start, flight.frame.output, window.length)
-                missing[window.shard] -= window.length
-                if missing[window.shard] == 0:
-                    file.finish()
-                    open_files.pop(window.shard).close()
-                self._progress(window.length + window.bytes_read)
+                self._finisher.write(flight)
+                self._progress(flight.window.length + flight.window.bytes_read)
                 self._release(flight)
         finally:
-            for file in open_files.values():
-                file.close()
+            self._finisher.close()
 
     def _release(self, flight: Flight) -> None:
         if flight.part_done():

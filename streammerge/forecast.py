@@ -34,11 +34,6 @@ def forecast(
     plan: Plan, checkpoints: Sequence[Checkpoint], io: IoMode = "auto", device: str = "auto"
 ) -> Forecast:
     """Return what a plan will move, and what is chosen for it."""
-    bytes_read = sum(
-        checkpoints[model].tensors[tensor.name].nbytes
-        for tensor in plan.tensors
-        for model in plan.steps[tensor.step].sources
-    )
     modes: Counter[str] = Counter()
     for checkpoint in checkpoints:
         for file in checkpoint.identity():
@@ -48,8 +43,19 @@ def forecast(
     reason = "by what lies in the page cache" if io == "auto" else "as given"
     counts = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
     return Forecast(
-        bytes_read=bytes_read,
+        bytes_read=sum(bytes_to_read(plan, checkpoints, shard.file) for shard in plan.shards),
         bytes_written=sum(shard.file_size for shard in plan.shards),
         reading=f"files: {counts} ({reason})",
         device=f"cpu ({AUTO_DEVICE_REASON})" if device == "auto" else f"{device} (as given)",
+    )
+
+
+def bytes_to_read(plan: Plan, checkpoints: Sequence[Checkpoint], file: str) -> int:
+    """Return the bytes of all inputs that go into a shard."""
+    return sum(
+        checkpoints[model].tensors[tensor.name].nbytes
+        for shard in plan.shards
+        if shard.file == file
+        for tensor in shard.tensors
+        for model in plan.steps[tensor.step].sources
     )

@@ -7,7 +7,7 @@ side by side in an input are read as one range.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streammerge.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ class Window:
     """An aligned stretch of an output file.
 
     Attributes:
-        number: counted over the whole plan, from 0.
+        number: counted over all windows that are cut, from 0.
         shard: index of the output shard.
         start: first byte in the file, a multiple of `ALIGNMENT`.
         length: bytes; only the last window of a file is not a multiple of `ALIGNMENT`.
@@ -94,16 +94,21 @@ def room_for(length: int) -> int:
     return length + 3 * ALIGNMENT if is_large(length) else length + 8
 
 
-def cut_windows(plan: Plan, checkpoints: Sequence[Checkpoint], size: int) -> Iterator[Window]:
+def cut_windows(
+    plan: Plan, checkpoints: Sequence[Checkpoint], size: int, without: Collection[str] = ()
+) -> Iterator[Window]:
     """Yield the windows of all shards in order.
 
     Args:
         plan: what to do.
         checkpoints: the opened inputs of the plan.
         size: bytes of a window; a multiple of `ALIGNMENT`.
+        without: names of shards to pass over.
     """
     number = 0
     for index, shard in enumerate(plan.shards):
+        if shard.file in without:
+            continue
         for window in _cut_shard(plan, index, shard, checkpoints, size):
             window.number = number
             number += 1

@@ -23,10 +23,11 @@ LEAVES = {"errors", "tensors", "plugins", "version"}
 ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"api", "forecast", "verify"},
-    "api": {"execute", "outputs"},
+    "api": {"execute", "outputs", "forecast"},
     "verify": {"checks"},
     "checks": {"execute"},
-    "execute": {"plan", "budget", "buffers", "merging", "openfiles", "outputs"},
+    "execute": {"plan", "budget", "merging", "openfiles", "finishing"},
+    "finishing": {"buffers", "outputs"},
     "merging": {"lanes", "windows"},
     "lanes": {"methods"},
     "buffers": {"windows"},

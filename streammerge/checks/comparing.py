@@ -12,6 +12,7 @@ from streammerge.buffers import allocate
 from streammerge.checks import Finding
 from streammerge.errors import printable
 from streammerge.formats.safetensors import Header, Location
+from streammerge.outputs import WrittenShard
 from streammerge.plan import OutputShard, OutputTensor, Plan
 from streammerge.storage import RangeReader
 from streammerge.storage.local import LocalStorage
@@ -27,8 +28,9 @@ class ComparingOutput:
         self._shards = {shard.file: shard for shard in plan.shards}
         self._differing: Counter[OutputTensor] = Counter()
 
-    def begin(self, plan: Plan) -> None:
-        """Do nothing: there is nothing to make room for."""
+    def begin(self, plan: Plan) -> list[WrittenShard]:
+        """Keep nothing: all shards are to be compared."""
+        return []
 
     def create(self, file: str, size: int) -> ComparingShard:
         """Begin to compare a shard."""
@@ -36,11 +38,17 @@ class ComparingOutput:
         locations = self._headers[file].locations
         return ComparingShard(reader, self._shards[file], locations, self._differing)
 
+    def complete(self, shard: WrittenShard) -> None:
+        """Do nothing: nothing was written."""
+        return False
+
     def publish(self, documents: Mapping[str, bytes], last: str) -> None:
         """Do nothing: nothing was written."""
+        return False
 
-    def abandon(self) -> None:
+    def abandon(self) -> bool:
         """Do nothing: nothing was written."""
+        return False
 
     def findings(self) -> list[Finding]:
         """Return the tensors that are not what the inputs give."""
@@ -97,6 +105,7 @@ class ComparingShard:
 
     def finish(self) -> None:
         """Do nothing: nothing was written."""
+        return False
 
     def close(self) -> None:
         """Close the file that was compared."""

@@ -148,7 +148,7 @@ def verify(
     with errors_for_people(interrupted="the output was not checked to its end"):
         if recompute:
             load_torch_beside()
-        with ProgressBar(0, enabled=not quiet) as progress:
+        with ProgressBar(0, enabled=not quiet, stage="checking") as progress:
             done = verify_output(
                 out,
                 recompute="all" if recompute == "all" else int(recompute) if recompute else None,
@@ -188,8 +188,8 @@ def errors_for_people(
     except StreammergeError as error:
         show.error(error)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        show.interrupted(interrupted)
+    except KeyboardInterrupt as interruption:
+        show.interrupted(" ".join(getattr(interruption, "__notes__", [interrupted])))
         raise typer.Exit(130) from None
 
 

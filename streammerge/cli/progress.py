@@ -15,14 +15,15 @@ class ProgressBar:
     Args:
         total: bytes of the whole merge.
         enabled: False draws nothing; neither does a stderr that is no terminal.
+        stage: what is being done.
     """
 
-    def __init__(self, total: int, enabled: bool) -> None:
+    def __init__(self, total: int, enabled: bool, stage: str = "merging") -> None:
         self._bar = tqdm(
             total=total,
             unit="B",
             unit_scale=True,
-            desc="merging",
+            desc=stage,
             file=sys.stderr,
             dynamic_ncols=True,
             disable=None if enabled else True,
@@ -36,8 +37,8 @@ class ProgressBar:
             self._bar.update(nbytes)
 
     def stage(self, name: str, nbytes: int, total: int) -> None:
-        """Count the bytes of a stage; with another name the bar begins anew."""
-        if not self._bar.disable and self._bar.desc != name:
+        """Count the bytes of a stage; with another one the bar begins anew."""
+        if not self._bar.disable and (self._bar.desc, self._bar.total) != (name, total):
             self._bar.set_description_str(name, refresh=False)
             self._bar.reset(total)
         self(nbytes)

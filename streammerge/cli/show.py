@@ -143,6 +143,8 @@ def result(done: Result, facts: Forecast) -> None:
         f"{format_size(facts.bytes_written)} in {done.seconds:.1f} s "
         f"({format_size(rate)}/s read and written; files read: {how})"
     )
+    if done.kept:
+        console.print(f"  {done.kept} finished shards of an interrupted run were kept")
     for shard in done.shards[:_FEW]:
         console.print(f"  {shard.file}  {format_size(shard.bytes)}  sha256 {shard.sha256}")
     if len(done.shards) > _FEW:
@@ -217,8 +219,9 @@ def error(problem: StreammergeError) -> None:
     """Print what is wrong, and what to do."""
     console = open_console(to_stderr=True)
     console.print(f"[bold red]error[/] {escape(problem.message)}")
-    if problem.remedy:
-        console.print(f"  {escape(problem.remedy)}")
+    for line in (problem.remedy, *getattr(problem, "__notes__", ())):
+        if line:
+            console.print(f"  {escape(line)}")
 
 
 def interrupted(state: str) -> None:

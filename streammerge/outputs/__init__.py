@@ -50,8 +50,11 @@ class Output(Protocol):
 
     label: str
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: Plan) -> list[WrittenShard]:
         """Check that the target can take the output, and make room; nothing is visible yet.
+
+        Returns:
+            the shards that an interrupted run of the same plan left, checked by digest.
 
         Raises:
             OutputError: it cannot be used.
@@ -61,8 +64,15 @@ class Output(Protocol):
     def create(self, file: str, size: int) -> ShardFile:
         """Begin a shard of known size."""
 
+    def complete(self, shard: WrittenShard) -> None:
+        """Note a shard that is durable, so that an interrupted run can go on after it."""
+
     def publish(self, documents: Mapping[str, bytes], last: str) -> None:
         """Give everything its final name: documents and shards, and at the very end `last`."""
 
-    def abandon(self) -> None:
-        """Remove what was written; the target is as before `begin`."""
+    def abandon(self) -> bool:
+        """End without publishing: finished shards are kept for another run, all else goes.
+
+        Returns:
+            whether there is something for another run to go on with.
+        """

@@ -1,27 +1,29 @@
 """A folder on this machine as the target.
 
-Shards grow in a hidden folder inside OUT, on the same file system, under names no loader knows.
-Only when every byte of every file is durable are they renamed to OUT, the file that a loader looks
-for first (the index, or the single weight file) last. An older output stays whole until then.
+Shards grow in a hidden folder inside OUT, on the same file system, under names no loader knows, and
+a journal there says which are finished. Only when every byte of every file is durable are they
+renamed to OUT, the file that a loader looks for first (the index, or the single weight file) last.
+An older output stays whole until then.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from streammerge.errors import DiskSpaceError, OutputError, listing
 from streammerge.formats.side_files import is_side_file
-from streammerge.outputs.shardfile import DirectoryShard, write_error
+from streammerge.outputs import WrittenShard
+from streammerge.outputs.journal import JOURNAL, LOCK, Journal, partial_name, refusal
+from streammerge.outputs.publishing import Publication
+from streammerge.outputs.shardfile import DirectoryShard, replace_file, write_error
 from streammerge.plan import Plan
 from streammerge.tensors import format_size
 
 STAGING = ".streammerge-partial"
-REPLACED = "replaced"
 _OWN_FILES = ("README.md", "streammerge.json", ".gitattributes")
 _SPARE = 16_000_000  # bytes left free for config, tokenizer and the file system itself
 _T = TypeVar("_T")
@@ -44,7 +46,9 @@ class DirectoryOutput:
         self._made: list[Path] = []
         self._old: list[Path] = []
         self._shards: list[str] = []
-        self._moved: list[tuple[Path, Path]] = []
+        self._journal = Journal(self._staging)
+        self._publication = Publication(self._out, self._staging)
+        self._owns_staging = False
 
     def check(self) -> None:
         """Refuse a folder that is an input's, or whose content must not be replaced.
@@ -62,9 +66,8 @@ class DirectoryOutput:
                 )
         if self._out.exists() and not self._out.is_dir():
             raise OutputError(f"{self.label} is a file", "Give the path of a folder.")
-        present = (
-            [p for p in self._out.iterdir() if p.name != STAGING] if self._out.is_dir() else []
-        )
+        ours = {STAGING, *self._publication.targets()}
+        present = [p for p in self._out.iterdir() if p.name not in ours] if out.is_dir() else []
         if present and not self._overwrite:
             raise OutputError(
                 f"the output folder {self.label} is not empty",
@@ -79,11 +82,11 @@ class DirectoryOutput:
                 "Choose another folder, or move these files away first.",
             )
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: Plan) -> list[WrittenShard]:
         """Check the folder and its disk, and make the staging folder; see `Output`."""
         self.check()
         self.check_space(plan)
-        self._attempt("make the folder", self._out, self._make_folders)
+        return self._attempt("prepare", self._staging, lambda: self._prepare(plan))
 
     def check_space(self, plan: Plan) -> None:
         """Refuse an output that does not fit on the disk.
@@ -102,82 +105,76 @@ class DirectoryOutput:
                 "Free some space, choose a folder on another disk, or a smaller --dtype.",
             )
 
-    def _make_folders(self) -> None:
+    def _prepare(self, plan: Plan) -> list[WrittenShard]:
         for path in reversed([self._out, *self._out.parents]):
             if not path.exists():
                 path.mkdir()
                 self._made.append(path)
-        shutil.rmtree(self._staging, ignore_errors=True)  # of an earlier run that was killed
-        self._staging.mkdir()
+        self._staging.mkdir(exist_ok=True)
+        self._journal.lock(self.label)
+        self._publication.undo()
+        self.check()
+        differences = self._journal.differences(plan)
+        if differences and not self._overwrite:
+            self._journal.release()
+            raise refusal(self.label, differences)
+        self._owns_staging = True
+        kept = self._journal.intact() if differences == [] else []
+        self._clear_staging({partial_name(shard.file) for shard in kept})
+        self._journal.begin(plan, kept)
+        self._shards = [shard.file for shard in kept]
+        return kept
+
+    def _clear_staging(self, keep: set[str]) -> None:
+        for path in self._staging.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in {LOCK, *keep}:
+                path.unlink()
 
     def create(self, file: str, size: int) -> DirectoryShard:
         """Begin a shard; see `Output`."""
-        path = self._staging / f"{file}.partial"
+        path = self._staging / partial_name(file)
         self._shards.append(file)
         return self._attempt("create", path, lambda: DirectoryShard(path, size))
+
+    def complete(self, shard: WrittenShard) -> None:
+        """Note a durable shard in the journal; see `Output`."""
+        self._attempt("write", self._staging / JOURNAL, lambda: self._journal.add(shard))
 
     def publish(self, documents: Mapping[str, bytes], last: str) -> None:
         """Give everything its final name; see `Output`."""
         self._attempt("publish", self._out, lambda: self._publish(documents, last))
 
     def _publish(self, documents: Mapping[str, bytes], last: str) -> None:
-        folders = {self._out, self._staging}
+        names = {partial_name(file): file for file in self._shards}
         for name, content in documents.items():
-            staged = self._staging / name
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise OutputError(f"{name!r} lies outside the output", "Do not trust that model.")
+            staged = self._staging / partial_name(name)
             staged.parent.mkdir(parents=True, exist_ok=True)
-            folders |= {staged.parent, (self._out / name).parent}
-            with open(staged, "wb") as document:
-                document.write(content)
-                document.flush()
-                os.fsync(document.fileno())
-        for file in self._shards:
-            os.rename(self._staging / f"{file}.partial", self._staging / file)
-        _sync_folders(path for path in folders if path.is_dir())
-        names = [name for name in (*documents, *self._shards) if name != last]
-        try:
-            self._swap([*names, last], folders)
-        except BaseException:
-            self._swap_back()
-            raise
-        shutil.rmtree(self._staging)
+            replace_file(staged, content)
+            names[partial_name(name)] = name
+        self._publication.publish(self._old, names, last)
+        self._journal.release()
 
-    def _swap(self, names: list[str], folders: set[Path]) -> None:
-        """Move the old output aside and the new one to its place, each step undone by another."""
-        aside = self._staging / REPLACED
-        aside.mkdir()
-        # What makes a folder loadable goes first and comes last.
-        for path in sorted(self._old, key=lambda path: not path.name.endswith(".index.json")):
-            self._move(path, aside / path.name)
-        for name in names:
-            if name == names[-1]:
-                _sync_folders(path for path in folders if path.is_dir())
-            self._move(self._staging / name, self._out / name)
-        _sync_folders([self._out])
-
-    def _move(self, source: Path, target: Path) -> None:
-        if not target.parent.is_dir():
-            target.parent.mkdir(parents=True)
-        os.rename(source, target)
-        self._moved.append((source, target))
-
-    def _swap_back(self) -> None:
-        for source, target in reversed(self._moved):
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                os.rename(target, source)
-                if target.parent != self._out:
-                    target.parent.rmdir()
-
-    def abandon(self) -> None:
-        """Remove the staging folder, and OUT where `begin` made it."""
-        aside = self._staging / REPLACED
-        if aside.is_dir() and any(aside.iterdir()):
-            return  # the old output could not be moved back: it is not ours to delete
-        shutil.rmtree(self._staging, ignore_errors=True)
-        for path in reversed(self._made):
-            try:
-                path.rmdir()
-            except OSError:  # somebody put something there
-                return
+    def abandon(self) -> bool:
+        """End without publishing; see `Output`."""
+        if not self._owns_staging:
+            return False
+        resumable = not self._journal.is_empty()
+        with contextlib.suppress(OSError):  # the error that led here is the one to tell
+            if self._publication.is_pending():
+                self._publication.undo()
+            if resumable:
+                finished = {partial_name(shard.file) for shard in self._journal.shards}
+                self._clear_staging({JOURNAL, *finished})
+            else:
+                shutil.rmtree(self._staging)
+                for path in reversed(self._made):
+                    path.rmdir()
+        self._journal.release()
+        return resumable
 
     def _attempt(self, what: str, path: Path, action: Callable[[], _T]) -> _T:
         try:
@@ -199,16 +196,3 @@ def _belongs_to_a_checkpoint(path: Path) -> bool:
 
 def _size_below(folder: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())
-
-
-def _sync_folders(paths: Iterable[Path]) -> None:
-    """Make the names in folders durable (a no-op where folders cannot be opened)."""
-    for path in paths:
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -61,6 +61,20 @@ class DirectoryShard:
         os.close(self._fd)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file so that its old or its new content is there, whatever happens.
+
+    Raises:
+        OSError: it could not be written; the old content is still there.
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def write_error(what: str, path: Path, error: OSError) -> OutputError:
     """Return the error for a failed change of an output."""
     remedy = "Check the disk and the permissions, then run the same command again."

@@ -1,0 +1,81 @@
+"""The end of the pipeline: each shard's digest and file, and the moment when both are done."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+
+from streammerge.buffers import Flight
+from streammerge.outputs import Output, ShardFile, WrittenShard
+from streammerge.plan import Plan
+
+
+class Finisher:
+    """Digests and writes windows; `digest` is for one thread, `write` for another.
+
+    Args:
+        plan: names and sizes of the shards.
+        output: where they go; told of each shard that is durable and has its digest.
+        kept: shards of an earlier run, which get no windows.
+    """
+
+    def __init__(self, plan: Plan, output: Output, kept: list[WrittenShard]) -> None:
+        self._plan, self._output = plan, output
+        self.shards = list(kept)
+        self._waiting: dict[int, Flight] = {}
+        self._next = 0
+        self._sha256, self._hashed = hashlib.sha256(), 0
+        self._files: dict[int, ShardFile] = {}
+        self._missing: dict[int, int] = {}
+        self._digests: dict[int, WrittenShard] = {}
+        self._durable: set[int] = set()
+        self._lock = threading.Lock()
+
+    def digest(self, arrived: Flight) -> Iterator[Flight]:
+        """Take a window, in any order; yield those that are digested, in their own."""
+        self._waiting[arrived.window.number] = arrived
+        while self._next in self._waiting:
+            flight = self._waiting.pop(self._next)
+            window = flight.window
+            shard = self._plan.shards[window.shard]
+            if window.start == 0:
+                self._sha256, self._hashed = hashlib.sha256(), 0
+            self._sha256.update(flight.frame.output[: window.length])
+            self._hashed += window.length
+            self._next += 1
+            if self._hashed == shard.file_size:
+                written = WrittenShard(shard.file, shard.file_size, self._sha256.hexdigest())
+                self._complete(window.shard, written=written)
+            yield flight
+
+    def write(self, flight: Flight) -> None:
+        """Write a window to its place; a shard is made durable with its last byte."""
+        window = flight.window
+        shard = self._plan.shards[window.shard]
+        if window.shard not in self._files:
+            self._missing[window.shard] = shard.file_size
+            self._files[window.shard] = self._output.create(shard.file, shard.file_size)
+        file = self._files[window.shard]
+        file.write(window.start, flight.frame.output, window.length)
+        self._missing[window.shard] -= window.length
+        if self._missing[window.shard] == 0:
+            file.finish()
+            self._files.pop(window.shard).close()
+            self._complete(window.shard)
+
+    def _complete(self, shard: int, written: WrittenShard | None = None) -> None:
+        """Note that a shard is digested, or durable; tell the output when it is both."""
+        with self._lock:
+            if written is not None:
+                self._digests[shard] = written
+            else:
+                self._durable.add(shard)
+            if shard in self._digests and shard in self._durable:
+                self.shards.append(self._digests[shard])
+                self._output.complete(self._digests[shard])
+
+    def close(self) -> None:
+        """Close the files of shards that were not finished."""
+        for file in self._files.values():
+            file.close()
