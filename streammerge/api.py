@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +130,7 @@ def execute(
             prepared.checkpoints,
             report.shards,
             report.nonfinite,
-            command or ["python", *sys.argv],
+            command or plan.recipe.command(output.label),
         )
         output.publish(documents, last)
     except BaseException as error:

@@ -45,6 +45,9 @@ class Checkpoint(Protocol):
     def side_files(self) -> Mapping[str, int]:
         """Return path and size of each file besides weights that a loader needs."""
 
+    def card(self) -> str:
+        """Return README.md; empty where there is none."""
+
     def read_side_file(self, path: str) -> bytes:
         """Return the content of a side file."""
 

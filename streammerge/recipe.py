@@ -47,6 +47,16 @@ class Recipe(BaseModel):
         """The safetensors code of `dtype`; None for "auto"."""
         return FLOAT_CODES.get(self.dtype)
 
+    def command(self, out: str) -> list[str]:
+        """Return the command line that asks for the same."""
+        words = ["streammerge", "average", *self.models, "-o", out]
+        words += [word for weight in self.weights or () for word in ("-w", str(weight))]
+        words += ["--dtype", self.dtype] if self.dtype != "auto" else []
+        words += [word for glob in self.skip for word in ("--skip", glob)]
+        words += [word for glob in self.keep for word in ("--keep", glob)]
+        chosen = self.side_files_from
+        return words + (["--side-files-from", chosen] if chosen is not None else [])
+
     def exact_weights(self) -> Weights:
         """Return the weights as integers; see `weights.exact_weights`."""
         return exact_weights(self.weights or [1] * len(self.models))

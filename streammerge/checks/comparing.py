@@ -40,11 +40,9 @@ class ComparingOutput:
 
     def complete(self, shard: WrittenShard) -> None:
         """Do nothing: nothing was written."""
-        return False
 
     def publish(self, documents: Mapping[str, bytes], last: str) -> None:
         """Do nothing: nothing was written."""
-        return False
 
     def abandon(self) -> bool:
         """Do nothing: nothing was written."""
@@ -105,7 +103,6 @@ class ComparingShard:
 
     def finish(self) -> None:
         """Do nothing: nothing was written."""
-        return False
 
     def close(self) -> None:
         """Close the file that was compared."""

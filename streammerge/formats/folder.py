@@ -28,6 +28,7 @@ from streammerge.tensors import TensorInfo
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_MAX_CARD = 1_000_000
 _INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -175,6 +176,12 @@ class SafetensorsCheckpoint:
     def read_side_file(self, path: str) -> bytes:
         """Return the content of a side file."""
         return self._storage.read(path)
+
+    def card(self) -> str:
+        """Return README.md; empty where there is none, or it is no text."""
+        if self._listed.get("README.md", _MAX_CARD + 1) > _MAX_CARD:
+            return ""
+        return self._storage.read("README.md").decode(errors="replace")
 
     def locate(self, name: str) -> Location:
         """Return where the bytes of a tensor lie."""

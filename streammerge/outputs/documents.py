@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from streammerge.checkpoint import Checkpoint
 from streammerge.configs import config_with_dtype
@@ -64,6 +65,7 @@ def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[
     data = ModelCardData(
         base_model=names,
         base_model_relation="merge",
+        license=_common_license(checkpoints),
         tags=["merge", "streammerge"],
         library_name="transformers" if checkpoints[plan.side_files_from].config else None,
     )
@@ -82,6 +84,19 @@ def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[
             f"`{MANIFEST}` holds the identity of every input and the sha256 of every file.\n"
         )
     )
+
+
+def _common_license(checkpoints: Sequence[Checkpoint]) -> str | None:
+    """Return the license that the cards of all inputs name; None where they do not agree."""
+    found: list[object] = []
+    for checkpoint in checkpoints:
+        try:
+            card = ModelCard(checkpoint.card(), ignore_metadata_errors=True)
+            found.append(card.data.get("license"))
+        except (ValueError, YAMLError):  # a card that nobody can read names no license
+            return None
+    first = found[0]
+    return first if isinstance(first, str) and all(name == first for name in found) else None
 
 
 def _model_name(label: str) -> str:
