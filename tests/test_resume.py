@@ -156,6 +156,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "one file": {"max_shard_size": "5GB"},
     "shards": {},
     "over an older output": {"overwrite": True},
+    "many shards": {"max_shard_size": "1kB"},
+    "many shards over an older output": {"max_shard_size": "1kB", "overwrite": True},
 }
 
 
@@ -164,7 +166,7 @@ def crash_and_go_on(tmp_path: Path, layout: str, number: int) -> bool:
     models = [str(tmp_path / "m0"), str(tmp_path / "m1")]
     out, whole, old = tmp_path / "out", tmp_path / f"whole {layout}", tmp_path / "old"
     shutil.rmtree(out, ignore_errors=True)
-    if layout == "over an older output":
+    if "overwrite" in LAYOUTS[layout]:
         shutil.copytree(old, out)
     untouched = snapshot(*map(Path, models))
     killed = killed_at(number, lambda: merge(models, out, **LAYOUTS[layout]))
@@ -189,7 +191,7 @@ def crash_site(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_killed_at_a_sample_of_points(crash_site: Path, layout: str) -> None:
-    for number in range(2, 1000, 17):
+    for number in range(2, 1000, 29):
         if not crash_and_go_on(crash_site, layout, number):
             break
     else:
