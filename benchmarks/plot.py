@@ -50,7 +50,7 @@ def _panel(report: Report, state: str, axis: Any) -> None:
     floor = report.floor(state)
     if floor:
         axis.axvline(floor.median, color="#c1121f", lw=1, ls="--", label="floor")
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
+        axis.legend(fontsize=8, frameon=False, loc="upper right")
     axis.set_title(state, fontsize=9)
     axis.set_xlabel("seconds (median; whiskers: fastest and slowest)", fontsize=8)
     axis.tick_params(labelsize=8)

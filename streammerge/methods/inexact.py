@@ -8,7 +8,6 @@ processor costs nothing, where to compare exponents costs half as much again as 
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
 import platform
 
@@ -41,7 +40,7 @@ class RoundingWatch:
 
 @functools.cache
 def _libm() -> ctypes.PyDLL:
-    return ctypes.PyDLL(ctypes.util.find_library("m"))  # the interpreter's own, where None
+    return ctypes.PyDLL(None)  # what the interpreter is linked with; find_library would run gcc
 
 
 @functools.cache
