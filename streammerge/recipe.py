@@ -81,8 +81,9 @@ def average_recipe(
             "To copy a single checkpoint, use `cp -r` or `hf download`.",
         )
     if weights is not None and len(weights) != len(models):
+        count = "1 weight" if len(weights) == 1 else f"{len(weights)} weights"
         raise RecipeError(
-            f"{len(weights)} weights for {len(models)} models",
+            f"{count} for {len(models)} models",
             "Give --weight once for each model, in the same order, or not at all.",
         )
     recipe = Recipe(
