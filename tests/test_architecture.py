@@ -23,6 +23,8 @@ LEAVES = {"errors", "tensors", "plugins", "version"}
 ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"api", "forecast", "verify"},
+    "modules": {"api", "inmemory"},
+    "inmemory": {"execute", "outputs"},
     "api": {"execute", "outputs", "forecast"},
     "verify": {"checks"},
     "checks": {"execute"},
@@ -52,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
 }
-WITH_TORCH = {"execute", "merging", "lanes", "methods"}
+WITH_TORCH = {"execute", "merging", "lanes", "methods", "inmemory"}
 LIBRARIES: dict[str, set[str]] = {
     "methods": {"torch", "numpy"},
     "tensors": {"torch"},
@@ -176,8 +178,10 @@ def test_public_names() -> None:
         "StreammergeError",
         "__version__",
         "average",
+        "merge_modules",
         "plan_average",
         "verify",
+        "weighted_average",
     }
     assert all(hasattr(streammerge, name) for name in streammerge.__all__)
 
