@@ -14,7 +14,8 @@ from streammerge.errors import RecipeError
 from streammerge.forecast import bytes_to_read
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.directory import DirectoryOutput
-from streammerge.plan import Plan, make_plan
+from streammerge.plan import Plan
+from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
 from streammerge.storage import IoMode
 from streammerge.tensors import parse_size

@@ -12,9 +12,12 @@ import os
 from dataclasses import dataclass
 
 from streammerge.errors import BudgetError
+from streammerge.methods import METHODS
+from streammerge.methods.measuring import CHUNK
 from streammerge.plan import Plan
 from streammerge.storage import ALIGNMENT
 from streammerge.tensors import DTYPES, format_size
+from streammerge.windows import chunk_length
 
 MiB = 1024**2
 BASE = 240 * MiB
@@ -27,9 +30,13 @@ FRAMES = 4
 """Windows in flight: one is written, one merged, two are read."""
 USEFUL = 192 * MiB
 """Buffers beyond this bring no more speed (measured)."""
+MEASURED_AT_ONCE = 16
+"""Tensors that lie in more than one window and are measured at the same time."""
+_MEASUREMENT = MiB // 2  # of one model's tensor: the counts of a radix select
 _SMALLEST, _LARGEST = 256 * 1024, 32 * MiB
 _SLACK = 1.125  # room around reads in a slot (`windows.room_for`)
 _SLOT_EXTRA = 16 * ALIGNMENT
+_WIDEST = 8  # bytes of an fp64 element
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +83,14 @@ def make_layout(plan: Plan, input_dtypes: list[dict[str, str]], memory: int | No
     """
     workers = max(1, min(4, _cpus()))
     tensors = sum(len(dtypes) for dtypes in input_dtypes) + len(plan.tensors)
-    fixed = BASE + workers * WORKSPACE + PER_TENSOR * tensors
+    fixed = BASE + PER_TENSOR * tensors + workers * _workspace(plan) + _measurements(plan)
+    fixed += _whole_tensors(plan)
     ratios = [_ratio(plan, index, dtypes) for index, dtypes in enumerate(input_dtypes)]
+    rows = _rows(plan)
+    smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST
 
     def cost(window: int) -> int:
-        return FRAMES * (window + sum(_slots(ratios, window)))
+        return FRAMES * (window + sum(_slots(ratios, window, rows)))
 
     longest = max(shard.file_size for shard in plan.shards)
     if memory is None:
@@ -88,11 +98,11 @@ def make_layout(plan: Plan, input_dtypes: list[dict[str, str]], memory: int | No
         budget = fixed + USEFUL
         free = available_memory()
         if free is not None and budget > free // 2:
-            budget, reason = max(free // 2, fixed + cost(_SMALLEST)), "half of what is free"
+            budget, reason = max(free // 2, fixed + cost(smallest)), "half of what is free"
     else:
         budget, reason = memory, "as given"
-    if fixed + cost(_SMALLEST) > budget:
-        least = -(-(fixed + cost(_SMALLEST)) // MiB)
+    if fixed + cost(smallest) > budget:
+        least = -(-(fixed + cost(smallest)) // MiB)
         raise BudgetError(
             f"--memory {format_size(budget, binary=True)} is too small for "
             f"{len(input_dtypes)} models with {tensors:,} tensors",
@@ -102,16 +112,53 @@ def make_layout(plan: Plan, input_dtypes: list[dict[str, str]], memory: int | No
     per_byte = FRAMES * (1 + sum(ratio * _SLACK for ratio in ratios))
     window = int((room - cost(0)) / per_byte)
     # A small output is cut into several windows too, so that reading and writing overlap.
-    window = max(_SMALLEST, min(window, _LARGEST, longest // 8))
+    window = max(smallest, min(window, _LARGEST, longest // 8))
     window = window // ALIGNMENT * ALIGNMENT
-    slots = tuple(_slots(ratios, window))
+    slots = tuple(_slots(ratios, window, rows))
     return Layout(budget, window, FRAMES, slots, workers, fixed + cost(window), reason)
 
 
-def _slots(ratios: list[float], window: int) -> list[int]:
+def _slots(ratios: list[float], window: int, rows: int) -> list[int]:
     return [
-        _aligned(int(window * ratio * _SLACK) + _SLOT_EXTRA) if ratio else 0 for ratio in ratios
+        _aligned(int(window * ratio * _SLACK) + rows + _SLOT_EXTRA) if ratio else 0
+        for ratio in ratios
     ]
+
+
+def _workspace(plan: Plan) -> int:
+    """Return the bytes of a compute thread: running sum, or copies of all inputs of a block."""
+    blocks = [
+        3 * (len(step.sources) + 1) * CHUNK * DTYPES[step.compute].itemsize
+        for step in plan.steps
+        if step.method and step.method != "average"
+    ]
+    return WORKSPACE + max(blocks, default=0)
+
+
+def _measurements(plan: Plan) -> int:
+    most = max((len(step.sources) for step in plan.steps if step.passes), default=0)
+    return MEASURED_AT_ONCE * most * _MEASUREMENT
+
+
+def _rows(plan: Plan) -> int:
+    """Return the bytes that whole rows, or a chunk of them, can need beyond a window."""
+    lengths = [
+        2 * chunk_length(plan.steps[tensor.step], tensor.shape) * _WIDEST
+        for tensor in plan.tensors
+        if plan.steps[tensor.step].granularity == "row"
+    ]
+    return max(lengths, default=0)
+
+
+def _whole_tensors(plan: Plan) -> int:
+    """Return the most memory that a method needs for a tensor that it must see whole."""
+    needs = []
+    for tensor in plan.tensors:
+        step = plan.steps[tensor.step]
+        if step.granularity == "tensor":
+            method = METHODS.get(step.method)
+            needs.append(method.memory(tensor.shape, len(step.sources)))
+    return max(needs, default=0)
 
 
 def _aligned(size: int) -> int:

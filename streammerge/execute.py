@@ -16,25 +16,29 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import torch
 
-from streammerge.budget import Layout
+from streammerge.budget import MEASURED_AT_ONCE, Layout
 from streammerge.buffers import Flight, Frame
 from streammerge.checkpoint import Checkpoint
 from streammerge.finishing import Finisher
 from streammerge.lanes import make_lane, pin
+from streammerge.measuring import cpu_workspace
 from streammerge.merging import Merger
 from streammerge.openfiles import OpenFiles
 from streammerge.outputs import Output, WrittenShard
-from streammerge.plan import Plan
+from streammerge.plan import OutputTensor, Plan
 from streammerge.storage import IoMode
-from streammerge.windows import cut_windows
+from streammerge.wholes import Wholes
+from streammerge.windows import Window, cut_stretches, cut_windows
 
 MAX_READERS = 4
+MEASURE_AHEAD = 512 * 1024**2
+"""Bytes of inputs that are measured before they are merged."""
 
 
 @dataclass
@@ -87,7 +91,8 @@ class Pipeline:
     ) -> None:
         self._plan, self._checkpoints, self._layout = plan, checkpoints, layout
         self._kept, self._io, self._device = {shard.file for shard in kept}, io, device
-        self._merger = Merger(plan, allow_nonfinite)
+        self._merger = Merger(plan, Wholes(checkpoints, io), allow_nonfinite)
+        self._rereads = any(step.passes for step in plan.steps)
         self._finisher = Finisher(plan, output, list(kept))
         self._progress = progress
         self._readers = min(len(checkpoints), MAX_READERS)
@@ -172,8 +177,45 @@ class Pipeline:
         queue.put(None)  # for the next thread on the same queue
 
     def _dispatch(self) -> None:
-        """Load a free frame with each window in turn; then wait for all frames to come back."""
-        windows = cut_windows(self._plan, self._checkpoints, self._layout.window, self._kept)
+        """Send out the windows of the output, and before them those of what is to be measured."""
+        measurements = self._merger.measurements
+        for measured, windows in self._batches():
+            measurements.begin(measured)
+            again: list[OutputTensor] = measured
+            while again:
+                size = self._layout.window
+                self._send(cut_stretches(self._plan, self._checkpoints, again, size))
+                self._drain()
+                again = measurements.end_round(again)
+            self._send(windows)
+        self._drain()
+
+    def _batches(self) -> Iterator[tuple[list[OutputTensor], list[Window]]]:
+        """Yield stretches of the output, with the tensors to be measured before them.
+
+        They are long enough that waiting for a round to end does not matter, and short enough that
+        what was read to be measured may still lie in the page cache when it is merged.
+        """
+        windows: list[Window] = []
+        ahead: dict[str, OutputTensor] = {}
+        seen: set[str] = set()
+        nbytes = 0
+        for window in cut_windows(self._plan, self._checkpoints, self._layout.window, self._kept):
+            for piece in window.pieces:
+                split = piece.numel < piece.tensor.info.numel
+                if piece.step.passes and split and piece.tensor.name not in seen:
+                    ahead[piece.tensor.name] = piece.tensor
+                    seen.add(piece.tensor.name)
+                    nbytes += piece.tensor.info.nbytes * len(piece.step.sources)
+            windows.append(window)
+            if not ahead or nbytes >= MEASURE_AHEAD or len(ahead) >= MEASURED_AT_ONCE:
+                yield list(ahead.values()), windows
+                windows, ahead, nbytes = [], {}, 0
+        if windows:
+            yield list(ahead.values()), windows
+
+    def _send(self, windows: Iterable[Window]) -> None:
+        """Load a free frame with each window in turn."""
         free = self._flights(self._free)
         for window, flight in zip(windows, free, strict=False):
             flight.window = window
@@ -181,12 +223,18 @@ class Pipeline:
             flight.wait_for(self._readers)
             for queue in self._to_read:
                 queue.put(flight)
-        for _, _ in zip(range(self._layout.frames), free, strict=False):
-            pass
+
+    def _drain(self) -> None:
+        """Wait for all frames to come back."""
+        free = self._flights(self._free)
+        back = [flight for _, flight in zip(range(self._layout.frames), free, strict=False)]
+        for flight in back:
+            self._free.put(flight)
 
     def _read_loop(self, number: int) -> None:
         """Fill the slots of every readers-th input."""
-        with OpenFiles(self._checkpoints, self._io, self._readers) as files:
+        io: IoMode = "cached" if self._rereads and self._io == "auto" else self._io
+        with OpenFiles(self._checkpoints, io, self._readers) as files:
             for flight in self._flights(self._to_read[number]):
                 nbytes = 0
                 for model in range(number, len(self._checkpoints), self._readers):
@@ -207,13 +255,20 @@ class Pipeline:
 
     def _work_loop(self) -> None:
         """Merge whole windows, on a lane of this thread's own."""
-        lane = make_lane(self._device)
+        lane, measuring = make_lane(self._device), cpu_workspace()
         for flight in self._flights(self._to_merge):
             window, output = flight.window, flight.frame.output
             output[: len(window.header)] = window.header
             for piece in window.pieces:
-                self._merger.merge(piece, flight.views, output, lane)
+                if window.measuring:
+                    self._merger.measure(piece, flight.views, measuring)
+                else:
+                    self._merger.merge(piece, flight.views, output, lane)
             flight.views = []
+            if window.measuring:
+                self._progress(window.bytes_read)
+                self._free.put(flight)
+                continue
             flight.wait_for(2)
             self._to_hash.put(flight)
             self._to_write.put(flight)

@@ -18,7 +18,8 @@ from streammerge.errors import StreammergeError, listing
 from streammerge.execute import Pipeline
 from streammerge.formats.safetensors import Header
 from streammerge.outputs.manifest import MANIFEST, Manifest
-from streammerge.plan import ARITHMETIC, OutputShard, OutputTensor, Plan, PlanInput, make_plan
+from streammerge.plan import ARITHMETIC, OutputShard, OutputTensor, Plan, PlanInput
+from streammerge.planning import make_plan
 from streammerge.storage import ALIGNMENT
 from streammerge.storage.local import LocalStorage
 from streammerge.tensors import layout_key

@@ -34,12 +34,13 @@ from streammerge.inmemory.results import new_like
 from streammerge.inmemory.tensorbytes import TensorBytes
 from streammerge.lanes import choose_device
 from streammerge.outputs.memory import MemoryOutput
-from streammerge.plan import Plan, make_plan
+from streammerge.plan import Plan
+from streammerge.planning import make_plan
 from streammerge.recipe import Recipe
 from streammerge.tensors import torch_dtype
 
 _NO_LIMIT = 2**63
-_WINDOW = MiB  # what is merged stays in the cache until it is copied to its tensor
+_WINDOW = 2 * MiB  # what is merged stays in the cache until it is copied to its tensor
 _REMEDIES: dict[type[StreammergeError], str] = {  # in the words of Python, not of the command line
     CoverageError: "Merge models of one architecture; or take tensors from the first model with "
     "keep=[GLOB].",
