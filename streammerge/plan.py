@@ -15,7 +15,7 @@ from functools import cached_property
 from huggingface_hub import split_state_dict_into_shards_factory
 from pydantic import BaseModel, ConfigDict
 
-from streammerge.checkpoint import Checkpoint
+from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.configs import compare_configs
 from streammerge.coverage import Action, Decision, cover
 from streammerge.errors import RecipeError
@@ -183,19 +183,25 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size:
 
 
 def _step(decision: Decision, weights: Weights, checkpoints: Sequence[Checkpoint]) -> Step:
-    if decision.action != "merge":
-        return Step(action=decision.action, sources=decision.sources)
-    sources = tuple(i for i in decision.sources if weights.integers[i])
-    chosen = tuple(weights.integers[i] for i in sources)
-    dtypes = [checkpoints[i].tensors[decision.tensor.name].dtype for i in sources]
+    name, sources = decision.tensor.name, decision.sources
+    if decision.action == "merge":
+        sources = tuple(i for i in sources if weights.integers[i])
+        chosen = tuple(weights.integers[i] for i in sources)
+    elif any(as_read(checkpoints[i], name).dtype != decision.tensor.dtype for i in sources):
+        # A copy of what a view computes is rounded to its tensor's dtype: an average of one.
+        sources, chosen = sources[:1], (1,)
+    else:
+        return Step(action=decision.action, sources=sources)
+    dtypes = [as_read(checkpoints[i], name).dtype for i in sources]
     accumulator, exact = choose_accumulator(chosen, dtypes, decision.tensor.dtype)
     unit = 1 if exact else max(abs(weight) for weight in chosen)
+    total = sum(chosen)  # that of all weights: those left out are zero
     return Step(
         action="merge",
         sources=sources,
         method="average",
         weights=chosen if exact else tuple(float(Fraction(weight, unit)) for weight in chosen),
-        divisor=weights.total if exact else float(Fraction(weights.total, unit)),
+        divisor=total if exact else float(Fraction(total, unit)),
         accumulator=accumulator,
         exact=exact,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from streammerge.checkpoint import Checkpoint
+from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.plan import OutputShard, OutputTensor, Plan, Step
 from streammerge.storage import ALIGNMENT, is_large
 from streammerge.tensors import DTYPES
@@ -168,7 +168,7 @@ def _plan_reads(piece: Piece, reads: list[list[Range]], checkpoints: Sequence[Ch
     """Add what a piece needs to the reads of its sources, extending a range where it touches."""
     for model in piece.step.sources:
         checkpoint, ranges = checkpoints[model], reads[model]
-        dtype = checkpoint.tensors[piece.tensor.name].dtype
+        dtype = as_read(checkpoint, piece.tensor.name).dtype
         itemsize = DTYPES[dtype].itemsize
         location = checkpoint.locate(piece.tensor.name)
         offset, length = location.offset + piece.first * itemsize, piece.numel * itemsize

@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "lanes": {"methods"},
     "buffers": {"windows"},
     "windows": {"plan"},
-    "budget": {"plan"},
+    "budget": {"plan", "checkpoint"},
     "outputs": {"plan"},
     "forecast": {"plan"},
     "openfiles": {"checkpoint"},
