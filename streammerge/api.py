@@ -163,6 +163,15 @@ class PlanOptions(TypedDict, total=False):
     overwrite: bool
 
 
+class AverageOptions(PlanOptions, total=False):
+    """All options of `average`."""
+
+    device: str
+    io: IoMode
+    allow_nonfinite: bool
+    progress: Progress
+
+
 def plan_average(
     models: Sequence[Reference], out: Reference, **options: Unpack[PlanOptions]
 ) -> Plan:

@@ -115,6 +115,7 @@ class Pipeline:
         flights = [Flight(Frame(layout.slots, layout.window)) for _ in range(layout.frames)]
         buffers = [memory for flight in flights for memory in flight.frame.memories()]
         unpin = pin(buffers, self._device)
+        intra_op = torch.get_num_threads()  # the lanes lower it for the whole process
         for flight in flights:
             self._free.put(flight)
         threads = self._start_threads()
@@ -129,6 +130,7 @@ class Pipeline:
             for thread in threads:
                 thread.join()
             unpin()
+            torch.set_num_threads(intra_op)
         if self._failure is not None:
             raise self._failure
         self._report.shards = sorted(self._finisher.shards, key=lambda shard: shard.file)

@@ -23,6 +23,8 @@ LEAVES = {"errors", "tensors", "plugins", "version"}
 ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"api", "forecast", "verify"},
+    "modules": {"api", "inmemory"},
+    "inmemory": {"execute", "planning", "outputs"},
     "api": {"execute", "planning", "outputs", "forecast"},
     "verify": {"checks"},
     "checks": {"execute", "planning"},
@@ -54,7 +56,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
 }
-WITH_TORCH = {"execute", "merging", "lanes", "measuring", "wholes", "methods"}
+WITH_TORCH = {"execute", "merging", "lanes", "measuring", "wholes", "methods", "inmemory"}
 LIBRARIES: dict[str, set[str]] = {
     "methods": {"torch", "numpy"},
     "tensors": {"torch"},
@@ -178,8 +180,10 @@ def test_public_names() -> None:
         "StreammergeError",
         "__version__",
         "average",
+        "merge_modules",
         "plan_average",
         "verify",
+        "weighted_average",
     }
     assert all(hasattr(streammerge, name) for name in streammerge.__all__)
 
