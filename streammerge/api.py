@@ -89,8 +89,7 @@ def prepare_average(
     output = DirectoryOutput(Path(out), [Path(model) for model in recipe.models], overwrite)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
-    dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
-    layout = make_layout(plan, dtypes, budget)
+    layout = make_layout(plan, checkpoints, budget)
     output.check_space(plan)
     return Prepared(plan, checkpoints, layout, output)
 

@@ -1,6 +1,7 @@
 """How the memory budget becomes the shape of the pipeline.
 
     budget ≥ BASE + frames · Σ(slots + output) + workers · WORKSPACE + tensors · PER_TENSOR
+             + what the inputs need to be read (`Checkpoint.scratch`)
 
 The pipeline gets what the budget leaves, but no more than helps. Neither the size of the models nor
 that of a shard or tensor occurs; more models make the windows smaller, not the sum larger.
@@ -9,8 +10,10 @@ that of a shard or tensor occurs; more models make the windows smaller, not the 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.errors import BudgetError
 from streammerge.methods import METHODS
 from streammerge.methods.measuring import CHUNK
@@ -70,22 +73,22 @@ class Layout:
         )
 
 
-def make_layout(plan: Plan, input_dtypes: list[dict[str, str]], memory: int | None) -> Layout:
+def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None) -> Layout:
     """Return the layout that the budget allows.
 
     Args:
         plan: the merge.
-        input_dtypes: for each input, dtype codes by tensor name.
+        checkpoints: its opened inputs.
         memory: the budget in bytes; None for what is useful, at most half of what is free.
 
     Raises:
         BudgetError: the budget is too small; the message gives the least that works.
     """
     workers = max(1, min(4, _cpus()))
-    tensors = sum(len(dtypes) for dtypes in input_dtypes) + len(plan.tensors)
+    tensors = sum(len(checkpoint.tensors) for checkpoint in checkpoints) + len(plan.tensors)
     fixed = BASE + PER_TENSOR * tensors + workers * _workspace(plan) + _measurements(plan)
-    fixed += _whole_tensors(plan)
-    ratios = [_ratio(plan, index, dtypes) for index, dtypes in enumerate(input_dtypes)]
+    fixed += _whole_tensors(plan) + sum(c.scratch for c in checkpoints)  # one thread reads each
+    ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
     rows = _rows(plan)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST
 
@@ -105,7 +108,7 @@ def make_layout(plan: Plan, input_dtypes: list[dict[str, str]], memory: int | No
         least = -(-(fixed + cost(smallest)) // MiB)
         raise BudgetError(
             f"--memory {format_size(budget, binary=True)} is too small for "
-            f"{len(input_dtypes)} models with {tensors:,} tensors",
+            f"{len(checkpoints)} models with {tensors:,} tensors",
             f"The least that works here is --memory {least}MiB.",
         )
     room = min(budget - fixed, USEFUL)
@@ -165,10 +168,10 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _ratio(plan: Plan, model: int, dtypes: dict[str, str]) -> float:
+def _ratio(plan: Plan, model: int, checkpoint: Checkpoint) -> float:
     """Return the most bytes of an input that a byte of output can need."""
     used = [t for t in plan.tensors if model in plan.steps[t.step].sources]
-    pairs = {(dtypes[tensor.name], tensor.dtype) for tensor in used}
+    pairs = {(as_read(checkpoint, tensor.name).dtype, tensor.dtype) for tensor in used}
     return max((DTYPES[a].itemsize / DTYPES[b].itemsize for a, b in pairs), default=0.0)
 
 

@@ -197,7 +197,7 @@ def _recipe(
     """Return what a call asks for, as the recipe that a file would say it with."""
     each = parameters["weight"]
     weights = tuple(each[name] for name in names) if isinstance(each, Mapping) else None
-    name = str(dtype).removeprefix("torch.")
+    name: Any = str(dtype).removeprefix("torch.")
     recipe = Recipe(models=tuple(names), weights=weights, dtype=name)
     recipe.exact_weights()
     return recipe

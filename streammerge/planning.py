@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from streammerge.checkpoint import Checkpoint
+from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.configs import compare_configs
 from streammerge.coverage import Decision, cover
 from streammerge.errors import RecipeError
@@ -69,9 +69,13 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size:
 
 
 def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Step:
-    if decision.action != "merge":
-        return Step(action=decision.action, sources=decision.sources)
     name = decision.tensor.name
+    if decision.action != "merge":
+        if any(
+            as_read(checkpoints[i], name).dtype != decision.tensor.dtype for i in decision.sources
+        ):
+            return _rounded_copy(decision.sources[0])
+        return Step(action=decision.action, sources=decision.sources)
     treatment = recipe.treatment(name)
     method = find_method(treatment.method)
     base = _base(method, recipe)
@@ -84,7 +88,7 @@ def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint])
     if method.drops_zero:
         models, parameters = _without_zeros(models, parameters)
     sources = (*models, base) if base is not None else tuple(models)
-    dtypes = {checkpoints[i].tensors[name].dtype for i in sources} | {decision.tensor.dtype}
+    dtypes = {as_read(checkpoints[i], name).dtype for i in sources} | {decision.tensor.dtype}
     wide = not method.kernel and not dtypes <= {"BF16", "F16"}
     return Step(
         action="merge",
@@ -96,6 +100,13 @@ def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint])
         granularity=method.granularity,
         passes=method.passes,
     )
+
+
+def _rounded_copy(source: int) -> Step:
+    """Return the step for a copy of what a view computes: an average of one, rounded."""
+    average = METHODS.get("average")
+    parameters = resolve(average.name, average.parameters, {}, [{}])
+    return Step(action="merge", sources=(source,), method=average.name, parameters=parameters)
 
 
 def find_method(name: str) -> Method:

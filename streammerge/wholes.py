@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from streammerge.buffers import allocate
-from streammerge.checkpoint import Checkpoint
+from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.methods.running import Task
 from streammerge.openfiles import OpenFiles
 from streammerge.plan import OutputTensor, Step
@@ -53,7 +53,7 @@ class Wholes:
 
     def _read(self, model: int, tensor: OutputTensor) -> Tensor:
         checkpoint = self._checkpoints[model]
-        info, location = checkpoint.tensors[tensor.name], checkpoint.locate(tensor.name)
+        info, location = as_read(checkpoint, tensor.name), checkpoint.locate(tensor.name)
         whole = allocate(info.nbytes)
         buffer = allocate(room_for(_READ))
         with OpenFiles(self._checkpoints, self._io, 1) as files:

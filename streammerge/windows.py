@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from streammerge.checkpoint import Checkpoint
+from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.methods.measuring import CHUNK
 from streammerge.plan import OutputShard, OutputTensor, Plan, Step
 from streammerge.storage import ALIGNMENT, is_large
@@ -240,7 +240,7 @@ def _plan_reads(piece: Piece, reads: list[list[Range]], checkpoints: Sequence[Ch
         return
     for model in piece.step.sources:
         checkpoint, ranges = checkpoints[model], reads[model]
-        dtype = checkpoint.tensors[piece.tensor.name].dtype
+        dtype = as_read(checkpoint, piece.tensor.name).dtype
         itemsize = DTYPES[dtype].itemsize
         location = checkpoint.locate(piece.tensor.name)
         offset = location.offset + piece.read_first * itemsize

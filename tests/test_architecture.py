@@ -56,7 +56,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
 }
-WITH_TORCH = {"inmemory", "execute", "merging", "lanes", "measuring", "wholes", "methods"}
+WITH_TORCH = {"execute", "merging", "lanes", "measuring", "wholes", "methods", "inmemory"}
 LIBRARIES: dict[str, set[str]] = {
     "methods": {"torch", "numpy"},
     "tensors": {"torch"},

@@ -35,6 +35,11 @@ class StateDictCheckpoint:
         self._version = f"memory-{secrets.token_hex(16)}"
 
     @property
+    def scratch(self) -> int:
+        """Nothing: its bytes are read in place."""
+        return 0
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """Nothing: there is no config.json."""
         return {}

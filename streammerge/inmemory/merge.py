@@ -149,8 +149,7 @@ def _execute(
     device: str,
     allow_nonfinite: bool,
 ) -> None:
-    dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
-    layout = make_layout(plan, dtypes, None)
+    layout = make_layout(plan, checkpoints, None)
     output = MemoryOutput({name: TensorBytes(tensor) for name, tensor in new.items()})
     output.begin(plan)
     Pipeline(
