@@ -155,7 +155,14 @@ def merge_modules(
     if BASE in named:
         named = {BASE: named.pop(BASE), **named}
     recipe = _recipe(list(named), method, parameters, dtype)
-    return _merge(named, recipe, keep=keep, device=device, allow_nonfinite=allow_nonfinite)
+    return _merge(
+        named,
+        recipe,
+        like=next(iter(named)),
+        keep=keep,
+        device=device,
+        allow_nonfinite=allow_nonfinite,
+    )
 
 
 def _listed(models: Iterable[Any]) -> list[Any]:
@@ -188,7 +195,14 @@ def _average(
     each = dict(zip(named, weights, strict=True)) if weights is not None else 1
     parameters = {"weight": each, "normalize": normalize}
     recipe = _recipe(list(named), "average", parameters, dtype)
-    return _merge(named, recipe, keep=keep, device=device, allow_nonfinite=allow_nonfinite)
+    return _merge(
+        named,
+        recipe,
+        like=next(iter(named)),
+        keep=keep,
+        device=device,
+        allow_nonfinite=allow_nonfinite,
+    )
 
 
 def _recipe(
