@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "checks": {"execute", "planning"},
     "execute": {"batches", "report", "plan", "budget", "merging", "openfiles", "finishing"},
     "batches": {"budget"},
+    "chains": {"budget", "measuring", "openfiles", "buffers"},
     "report": {"outputs"},
     "finishing": {"buffers", "outputs"},
     "merging": {"lanes", "measuring", "wholes"},
@@ -59,7 +60,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
 }
-WITH_TORCH = {"execute", "merging", "lanes", "measuring", "wholes", "methods", "inmemory"}
+WITH_TORCH = {"execute", "merging", "lanes", "measuring", "wholes", "chains", "methods", "inmemory"}
 LIBRARIES: dict[str, set[str]] = {
     "methods": {"torch", "numpy"},
     "tensors": {"torch"},
