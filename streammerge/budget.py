@@ -86,14 +86,14 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     """
     workers = max(1, min(4, _cpus()))
     tensors = sum(len(checkpoint.tensors) for checkpoint in checkpoints) + len(plan.tensors)
-    fixed = BASE + PER_TENSOR * tensors + workers * _workspace(plan) + _measurements(plan)
-    fixed += _whole_tensors(plan) + sum(c.scratch for c in checkpoints)  # one thread reads each
+    fixed = BASE + PER_TENSOR * tensors + workers * _workspace(plan) + measurements(plan)
+    fixed += whole_tensors(plan) + sum(c.scratch for c in checkpoints)  # one thread reads each
     ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
-    rows = _rows(plan)
+    row_room = rows(plan)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST
 
     def cost(window: int) -> int:
-        return FRAMES * (window + sum(_slots(ratios, window, rows)))
+        return FRAMES * (window + sum(_slots(ratios, window, row_room)))
 
     longest = max(shard.file_size for shard in plan.shards)
     if memory is None:
@@ -117,7 +117,7 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     # A small output is cut into several windows too, so that reading and writing overlap.
     window = max(smallest, min(window, _LARGEST, longest // 8))
     window = window // ALIGNMENT * ALIGNMENT
-    slots = tuple(_slots(ratios, window, rows))
+    slots = tuple(_slots(ratios, window, row_room))
     return Layout(budget, window, FRAMES, slots, workers, fixed + cost(window), reason)
 
 
@@ -138,12 +138,13 @@ def _workspace(plan: Plan) -> int:
     return WORKSPACE + max(blocks, default=0)
 
 
-def _measurements(plan: Plan) -> int:
+def measurements(plan: Plan) -> int:
+    """Return the bytes of measurements that are under way."""
     most = max((len(step.sources) for step in plan.steps if step.passes), default=0)
     return MEASURED_AT_ONCE * most * _MEASUREMENT
 
 
-def _rows(plan: Plan) -> int:
+def rows(plan: Plan) -> int:
     """Return the bytes that whole rows, or a chunk of them, can need beyond a window."""
     lengths = [
         2 * chunk_length(plan.steps[tensor.step], tensor.shape) * _WIDEST
@@ -153,7 +154,7 @@ def _rows(plan: Plan) -> int:
     return max(lengths, default=0)
 
 
-def _whole_tensors(plan: Plan) -> int:
+def whole_tensors(plan: Plan) -> int:
     """Return the most memory that a method needs for a tensor that it must see whole."""
     needs = []
     for tensor in plan.tensors:

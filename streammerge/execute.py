@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import torch
 
-from streammerge.budget import MEASURED_AT_ONCE, Layout
+from streammerge.batches import batches
+from streammerge.budget import Layout
 from streammerge.buffers import Flight, Frame
 from streammerge.checkpoint import Checkpoint
 from streammerge.finishing import Finisher
@@ -32,34 +31,12 @@ from streammerge.merging import Merger
 from streammerge.openfiles import OpenFiles
 from streammerge.outputs import Output, WrittenShard
 from streammerge.plan import OutputTensor, Plan
+from streammerge.report import Report
 from streammerge.storage import IoMode
 from streammerge.wholes import Wholes
-from streammerge.windows import Window, cut_stretches, cut_windows
+from streammerge.windows import Window, cut_stretches
 
 MAX_READERS = 4
-MEASURE_AHEAD = 512 * 1024**2
-"""Bytes of inputs that are measured before they are merged."""
-
-
-@dataclass
-class Report:
-    """What happened while a plan was executed.
-
-    Attributes:
-        shards: the files, in the order of the plan.
-        read_modes: how many input files were read in which way.
-        bytes_read: bytes of tensor data read.
-        nonfinite: elements of the output that are NaN or infinite, by tensor.
-        seconds: wall time.
-    """
-
-    shards: list[WrittenShard] = field(default_factory=list)
-    read_modes: Counter[str] = field(default_factory=Counter)
-    bytes_read: int = 0
-    nonfinite: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-
 _Queue = SimpleQueue[Flight | None]
 
 
@@ -178,41 +155,16 @@ class Pipeline:
 
     def _dispatch(self) -> None:
         """Send out the windows of the output, and before them those of what is to be measured."""
-        measurements = self._merger.measurements
-        for measured, windows in self._batches():
+        measurements, size = self._merger.measurements, self._layout.window
+        for measured, windows in batches(self._plan, self._checkpoints, size, self._kept):
             measurements.begin(measured)
             again: list[OutputTensor] = measured
             while again:
-                size = self._layout.window
                 self._send(cut_stretches(self._plan, self._checkpoints, again, size))
                 self._drain()
                 again = measurements.end_round(again)
             self._send(windows)
         self._drain()
-
-    def _batches(self) -> Iterator[tuple[list[OutputTensor], list[Window]]]:
-        """Yield stretches of the output, with the tensors to be measured before them.
-
-        They are long enough that waiting for a round to end does not matter, and short enough that
-        what was read to be measured may still lie in the page cache when it is merged.
-        """
-        windows: list[Window] = []
-        ahead: dict[str, OutputTensor] = {}
-        seen: set[str] = set()
-        nbytes = 0
-        for window in cut_windows(self._plan, self._checkpoints, self._layout.window, self._kept):
-            for piece in window.pieces:
-                split = piece.numel < piece.tensor.info.numel
-                if piece.step.passes and split and piece.tensor.name not in seen:
-                    ahead[piece.tensor.name] = piece.tensor
-                    seen.add(piece.tensor.name)
-                    nbytes += piece.tensor.info.nbytes * len(piece.step.sources)
-            windows.append(window)
-            if not ahead or nbytes >= MEASURE_AHEAD or len(ahead) >= MEASURED_AT_ONCE:
-                yield list(ahead.values()), windows
-                windows, ahead, nbytes = [], {}, 0
-        if windows:
-            yield list(ahead.values()), windows
 
     def _send(self, windows: Iterable[Window]) -> None:
         """Load a free frame with each window in turn."""
