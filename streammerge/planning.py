@@ -97,8 +97,8 @@ def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint])
         method=method.name,
         parameters=parameters,
         compute="F64" if wide or recipe.compute_dtype == "float64" else "F32",
-        granularity=method.granularity,
-        passes=method.passes,
+        granularity=method.granularity(dict(parameters)),
+        passes=method.passes(dict(parameters)),
     )
 
 
