@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from streammerge.errors import DiskSpaceError, OutputError, listing
+from streammerge.errors import DiskSpaceError, OutputError, is_unicode, listing, printable
 from streammerge.formats.side_files import is_side_file
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.journal import JOURNAL, LOCK, Journal, partial_name, refusal
@@ -56,6 +56,11 @@ class DirectoryOutput:
         Raises:
             OutputError: with the reason and the remedy.
         """
+        if not is_unicode(self.label):
+            raise OutputError(
+                f"the path {printable(self.label)} is not Unicode and cannot be recorded",
+                "Choose a folder with a plain name.",
+            )
         out = self._out.resolve()
         for path in self._inputs:
             folder = path.resolve() if path.is_dir() else path.resolve().parent
