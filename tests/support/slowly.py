@@ -1,4 +1,4 @@
-"""The command line with a disk that takes a second for each write: `python -m tests.support.slowly`.
+"""The command line on a disk that takes a second for each write: `python -m tests.support.slowly`.
 
 So a test can stop a merge half-way however late it gets to it.
 """
