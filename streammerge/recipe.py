@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from streammerge.errors import RecipeError
+from streammerge.methods.parameters import Value
+from streammerge.methods.weights import Weights, exact_weights
 from streammerge.tensors import FLOAT_CODES
-from streammerge.weights import Weights, exact_weights
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -19,6 +21,21 @@ def _as_tuple(value: object) -> object:
 
 
 Globs = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What a recipe says of one tensor, as it is written: the method fills in its defaults.
+
+    Attributes:
+        method: name or alias.
+        parameters: settings for all models.
+        each: settings of each model.
+    """
+
+    method: str
+    parameters: Mapping[str, Value]
+    each: tuple[Mapping[str, Value], ...]
 
 
 class Recipe(BaseModel):
@@ -41,6 +58,21 @@ class Recipe(BaseModel):
     skip: Globs = ()
     keep: Globs = ()
     side_files_from: str | None = None
+
+    compute_dtype: Literal["auto", "float64"] = "auto"
+
+    @property
+    def base(self) -> int | None:
+        return None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.models
+
+    def treatment(self, name: str) -> Treatment:
+        """Return what is said of a tensor."""
+        weights = self.weights or [1.0] * len(self.models)
+        return Treatment("average", {}, tuple({"weight": weight} for weight in weights))
 
     @property
     def dtype_code(self) -> str | None:
