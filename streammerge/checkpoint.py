@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from streammerge.errors import CheckpointError
+from streammerge.errors import CheckpointError, is_unicode, printable
 from streammerge.formats import Checkpoint, as_read
 from streammerge.formats.folder import SafetensorsCheckpoint
 from streammerge.storage.local import LocalStorage
@@ -24,6 +24,11 @@ def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: there is nothing there, or nothing that can be merged.
     """
     text = os.fspath(reference)
+    if not is_unicode(text):
+        raise CheckpointError(
+            f"the path {printable(text)} is not Unicode and cannot be recorded",
+            "Rename it, or give a symbolic link to it that has a plain name.",
+        )
     try:
         path = Path(text)
         is_folder, is_file = path.is_dir(), path.is_file()

@@ -110,6 +110,15 @@ def listing(items: Iterable[str], limit: int = 10) -> str:
     return f"{shown}\n  … and {rest} more" if rest > 0 else shown
 
 
+def is_unicode(text: str) -> bool:
+    """Whether text can be written to JSON: a path with arbitrary bytes has surrogates in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str, limit: int = 300) -> str:
     """Return text from an untrusted file so that it is safe and short enough for a terminal."""
     clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])

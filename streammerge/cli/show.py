@@ -157,7 +157,9 @@ def result(done: Result, facts: Forecast) -> None:
         f"{format_size(facts.bytes_written)} in {done.seconds:.1f} s "
         f"({format_size(rate)}/s read and written; files read: {how})"
     )
-    if done.kept:
+    if done.kept == len(done.shards):
+        console.print("  an interrupted run had merged all of it already")
+    elif done.kept:
         console.print(f"  {done.kept} finished shards of an interrupted run were kept")
     for shard in done.shards[:_FEW]:
         console.print(f"  {shard.file}  {format_size(shard.bytes)}  sha256 {shard.sha256}")

@@ -17,6 +17,7 @@ from streammerge.errors import (
     HeaderError,
     IndexFileError,
     UnsupportedError,
+    is_unicode,
     listing,
     printable,
 )
@@ -51,6 +52,10 @@ class SafetensorsCheckpoint:
         self._storage = storage
         self._listed = storage.list()
         found = weights or self._find_weights()
+        if not is_unicode(found):
+            raise CheckpointError(
+                f"the file name {printable(found)} in {self.label} is not Unicode", "Rename it."
+            )
         headers = self._open_shards(found) if found.endswith(".json") else self._open_file(found)
         self.tensors: dict[str, TensorInfo] = {}
         self._locations: dict[str, Location] = {}
@@ -202,4 +207,5 @@ class SafetensorsCheckpoint:
 
 def _is_plain(file: str) -> bool:
     forbidden = ("/", "\\", "\0", ":")
-    return file.endswith(".safetensors") and not any(c in file for c in forbidden)
+    plain = file.endswith(".safetensors") and not any(c in file for c in forbidden)
+    return plain and is_unicode(file)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from streammerge.errors import CheckpointError
+from streammerge.errors import CheckpointError, is_unicode
 from streammerge.storage import Storage
 
 _ROLES = (
@@ -80,6 +80,7 @@ def select_side_files(storage: Storage, config: Mapping[str, Any]) -> dict[str, 
         path: size
         for path, size in sorted(files.items())
         if size <= _MAX_BYTES
+        and is_unicode(path)
         and (is_side_file(path) or path in code or _is_module_config(path, folders))
     }
 

@@ -14,17 +14,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from streammerge.errors import DiskSpaceError, OutputError, listing
+from streammerge.errors import DiskSpaceError, OutputError, is_unicode, listing, printable
 from streammerge.formats.side_files import is_side_file
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.journal import JOURNAL, LOCK, Journal, partial_name, refusal
+from streammerge.outputs.manifest import MANIFEST, is_whole, published
 from streammerge.outputs.publishing import Publication
 from streammerge.outputs.shardfile import DirectoryShard, replace_file, write_error
 from streammerge.plan import Plan
+from streammerge.storage.local import LocalStorage
 from streammerge.tensors import format_size
 
 STAGING = ".streammerge-partial"
-_OWN_FILES = ("README.md", "streammerge.json", ".gitattributes")
+_OWN_FILES = ("README.md", MANIFEST, ".gitattributes")
 _SPARE = 16_000_000  # bytes left free for config, tokenizer and the file system itself
 _T = TypeVar("_T")
 
@@ -51,6 +53,9 @@ class DirectoryOutput:
         self._journal = Journal(self._staging)
         self._publication = Publication(self._out, self._staging)
         self._owns_staging = False
+        self._is_published = False
+        # A run that was killed after its last rename leaves a whole output with a staging folder.
+        self._may_be_published = self._staging.is_dir() and (out / MANIFEST).exists()
 
     def check(self) -> None:
         """Refuse a folder that is an input's, or whose content must not be replaced.
@@ -58,6 +63,11 @@ class DirectoryOutput:
         Raises:
             OutputError: with the reason and the remedy.
         """
+        if not is_unicode(self.label):
+            raise OutputError(
+                f"the path {printable(self.label)} is not Unicode and cannot be recorded",
+                "Choose a folder with a plain name.",
+            )
         out = self._out.resolve()
         for path in self._inputs:
             folder = path.resolve() if path.is_dir() else path.resolve().parent
@@ -70,7 +80,7 @@ class DirectoryOutput:
             raise OutputError(f"{self.label} is a file", "Give the path of a folder.")
         ours = {STAGING, *self._publication.targets()}
         present = [p for p in self._out.iterdir() if p.name not in ours] if out.is_dir() else []
-        if present and not self._overwrite:
+        if present and not self._overwrite and not self._may_be_published:
             raise OutputError(
                 f"the output folder {self.label} is not empty",
                 "Choose another folder, or give --overwrite to replace the checkpoint in it.",
@@ -96,6 +106,8 @@ class DirectoryOutput:
         Raises:
             DiskSpaceError: with what is needed and what is free.
         """
+        if self._may_be_published and published(LocalStorage(self._out), plan):
+            return
         existing = next(
             p for p in (self._out.absolute(), *self._out.absolute().parents) if p.exists()
         )
@@ -115,10 +127,13 @@ class DirectoryOutput:
         self._staging.mkdir(exist_ok=True)
         self._journal.lock(self.label)
         self._publication.undo()
+        if self._may_be_published and (whole := self._published_shards(plan)):
+            self._owns_staging = self._is_published = True
+            return whole
+        self._may_be_published = False
         self.check()
         differences = self._journal.differences(plan)
         if differences and not self._overwrite:
-            self._journal.release()
             raise refusal(self.label, differences)
         self._owns_staging = True
         kept = self._journal.intact() if differences == [] else []
@@ -126,6 +141,13 @@ class DirectoryOutput:
         self._journal.begin(plan, kept)
         self._shards = [shard.file for shard in kept]
         return kept
+
+    def _published_shards(self, plan: Plan) -> list[WrittenShard]:
+        """Return the shards that lie in OUT, where that is all that the plan gives; else none."""
+        manifest = published(LocalStorage(self._out), plan)
+        if manifest is None or not is_whole(self._out, manifest):
+            return []
+        return [WrittenShard(s.file, s.bytes, s.sha256) for s in manifest.shards]
 
     def _clear_staging(self, keep: set[str]) -> None:
         for path in self._staging.iterdir():
@@ -149,6 +171,10 @@ class DirectoryOutput:
         self._attempt("publish", self._out, lambda: self._publish(documents, last))
 
     def _publish(self, documents: Mapping[str, bytes], last: str) -> None:
+        if self._is_published:
+            shutil.rmtree(self._staging)
+            self._journal.release()
+            return
         names = {partial_name(file): file for file in self._shards}
         for name, content in documents.items():
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -163,6 +189,7 @@ class DirectoryOutput:
     def abandon(self) -> bool:
         """End without publishing; see `Output`."""
         if not self._owns_staging:
+            self._journal.release()
             return False
         resumable = not self._journal.is_empty()
         with contextlib.suppress(OSError):  # the error that led here is the one to tell

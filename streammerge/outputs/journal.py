@@ -20,7 +20,6 @@ from streammerge.outputs.shardfile import replace_file
 from streammerge.plan import Plan
 
 JOURNAL, LOCK = "journal.json", "lock"
-_PIECE = 8 * 1024**2
 
 
 class Journal:
@@ -114,14 +113,11 @@ def partial_name(file: str) -> str:
 
 
 def _is_intact(folder: Path, shard: WrittenShard) -> bool:
-    digest = hashlib.sha256()
     try:
         with open(folder / partial_name(shard.file), "rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except OSError:
         return False
-    return digest.hexdigest() == shard.sha256
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
