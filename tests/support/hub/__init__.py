@@ -46,12 +46,11 @@ lfs_complete, lfs_verify, commit, resolve (HEAD and GET; answers with a redirect
 
 from tests.support.hub.access import ME, READ, STRANGER, WRITE
 from tests.support.hub.client import hub_environment
-from tests.support.hub.faults import (
+from tests.support.hub.effects import (
     Cut,
     CutUpload,
     Do,
     Drop,
-    Fault,
     IgnoreRange,
     LoseAnswer,
     RefuseObject,
@@ -61,6 +60,7 @@ from tests.support.hub.faults import (
     Wait,
     WrongBytes,
 )
+from tests.support.hub.faults import Fault
 from tests.support.hub.hub import Hub
 from tests.support.hub.log import Entry, Log
 

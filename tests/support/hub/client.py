@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants, hf_api, hf_file_system
-from huggingface_hub.utils import _http, _xet, close_session
+from huggingface_hub.utils import _http, _xet
 
 from tests.support.hub.access import WRITE
 from tests.support.hub.hub import Hub
@@ -86,13 +86,12 @@ def _renew_constants(patch: pytest.MonkeyPatch) -> None:
 
 
 def _modules(package: str) -> list[ModuleType]:
-    loaded = [module for name, module in sys.modules.items() if name.split(".")[0] == package]
-    return [module for module in loaded if isinstance(module, ModuleType)]
+    return [m for name, m in list(sys.modules.items()) if name.split(".")[0] == package]
 
 
 def _forget() -> None:
     """Close the connections of the client, and forget what it knows of repositories."""
-    close_session()
+    _http.close_session()
     hf_file_system.HfFileSystem.clear_instance_cache()
     hf_api.api._whoami_cache.clear()
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.hub.access import USERS, Refused
-from tests.support.hub.faults import Dropped, Effect, Exchange
+from tests.support.hub.effects import Dropped, Effect, Exchange
 from tests.support.hub.log import Entry
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ class Endpoint:
         values = {name: unquote(value) for name, value in request.path_params.items()}
         request.scope["path_params"] = values
         query = request.query_params
+        kind = "resolve" if request.method == "HEAD" else self.kind
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         return Entry(
-            self.kind,
+            kind,
             request.method,
             unquote(request.scope["path"]),
             repo=f"{values['org']}/{values['name']}" if "name" in values else query.get("repo", ""),

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from tests.support.hub.faults import Effect, Fault
+from tests.support.hub.effects import Effect
+from tests.support.hub.faults import Fault
 from tests.support.hub.log import Entry, Log
 from tests.support.hub.repos import (
     ATTRIBUTES,
@@ -187,9 +188,8 @@ class Hub:
 
     def signed(self, place: str, **query: str | int) -> str:
         """A link into the store that works until `expire_links`."""
-        return (
-            f"{self.store_url}{quote(place)}?{urlencode(query | {'signature': next(self._links)})}"
-        )
+        query["signature"] = next(self._links)
+        return f"{self.store_url}{quote(place)}?{urlencode(query)}"
 
     def expire_links(self) -> None:
         """Let every link that was given out so far answer 403."""

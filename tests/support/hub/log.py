@@ -88,7 +88,7 @@ class Log:
 
     def ranges(self, file: str = "*", *, repo: str = "*") -> list[tuple[int, int | None]]:
         """The byte ranges asked of the content; a request without a range is (0, None)."""
-        found = self.find("download", file=file, repo=repo, method="GET")
+        found = self.find("download", file=file, repo=repo)
         return [e.range or (0, None) for e in found]
 
     def commits(self, repo: str = "*") -> int:

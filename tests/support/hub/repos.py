@@ -55,9 +55,8 @@ class Blob:
 
 def pointer(sha256: str, size: int) -> bytes:
     """What git keeps for a large file, see the specification of git-lfs."""
-    return (
-        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-    )
+    version = "https://git-lfs.github.com/spec/v1"
+    return f"version {version}\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def git_id(data: bytes) -> str:

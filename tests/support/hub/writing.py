@@ -159,9 +159,9 @@ async def commit(hub: Hub, request: Request, entry: Entry) -> Response:
     entry.commit = made.oid
     url = f"{hub.url}/{repository.id}"
     answer = {"success": True, "commitOid": made.oid, "commitUrl": f"{url}/commit/{made.oid}"}
-    return JSONResponse(
-        answer | ({"pullRequestUrl": f"{url}/discussions/{number}"} if pull else {})
-    )
+    if pull:
+        answer["pullRequestUrl"] = f"{url}/discussions/{number}"
+    return JSONResponse(answer)
 
 
 def _changed(repository: Repository, head: Commit, operations: list[Json]) -> dict[str, Blob]:
