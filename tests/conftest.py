@@ -18,22 +18,26 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("NO_COLOR", "1")
 
-__all__ = ["hub", "no_waiting", "trap"]
+__all__ = ["hub", "no_waiting", "trap", "xet_hub"]
 
 
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """An empty stand-in for the Hub, at which huggingface_hub points; see tests/support/hub."""
-    from tests.support.hub import Hub
-    from tests.support.hub.client import pointed_at
+    from tests.support.hub.client import running_hub
 
-    folder = tmp_path_factory.mktemp("hub")
-    hub = Hub(folder / "objects")
-    try:
-        with pointed_at(hub, folder / "home"):
-            yield hub
-    finally:
-        hub.stop()
+    with running_hub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture
+def xet_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A stand-in whose large files go by the Xet path, offline; see tests/support/hub/xet.py."""
+    pytest.importorskip("hf_xet", reason="the Xet path needs hf_xet")
+    from tests.support.hub.client import running_hub
+
+    with running_hub(tmp_path_factory.mktemp("hub"), xet=True) as hub:
+        yield hub
 
 
 @pytest.fixture

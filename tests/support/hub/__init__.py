@@ -35,12 +35,15 @@ Faults hit the next request that matches (`times=None`: every one; `skip=2`: fro
     hub.fault(RefuseObject(), kind="lfs_batch")
     hub.expire_links()                                             # signed links answer 403
 
+The fixture `xet_hub` is the same with the Xet path on, which works offline; see xet.py for what its
+log cannot see.
+
 The client waits seconds between its retries: the fixture `no_waiting` takes the waiting away and
 is the list of the seconds it would have waited.
 
 Kinds of requests (`log.find(kind)`, `fault(kind=…)`): info, tree, paths_info, refs, commits,
 auth_check, whoami, create_repo, branch, tag, settings, validate_yaml, preupload, lfs_batch,
-lfs_complete, lfs_verify, commit, resolve (HEAD and GET; answers with a redirect only), download
+lfs_complete, lfs_verify, xet_token, commit, resolve (HEAD and GET; answers with a redirect only), download
 (content: small files from the Hub, large ones from the store), upload (PUT to the store).
 """
 

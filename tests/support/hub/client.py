@@ -37,7 +37,7 @@ def settings(hub: Hub, home: Path, token: str | None) -> dict[str, str | None]:
         "HF_HOME": str(home),
         "HF_TOKEN": token,
         "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_XET": "1" if hub.chunks is None else "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1,localhost",
@@ -60,11 +60,23 @@ def pointed_at(hub: Hub, home: Path, token: str | None = WRITE) -> Iterator[None
         _renew_constants(patch)
         patch.setattr(_http, "_HUB_ORIGINS", _http._HUB_ORIGINS | {_http._url_origin(hub.url)})
         patch.setattr(_xet, "XET_CONNECTION_INFO_CACHE", {})
+        patch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
         for api in (hf_api.api, hf_file_system.hffs._api, hf_file_system.hffs):
             patch.setattr(api, "endpoint", hub.url)
         _forget()
         yield
         _forget()
+
+
+@contextmanager
+def running_hub(folder: Path, *, xet: bool = False) -> Iterator[Hub]:
+    """A stand-in at which the client in this process points, until the block ends."""
+    hub = Hub(folder, xet=xet)
+    try:
+        with pointed_at(hub, folder / "home"):
+            yield hub
+    finally:
+        hub.stop()
 
 
 def _renew_constants(patch: pytest.MonkeyPatch) -> None:

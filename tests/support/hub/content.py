@@ -38,6 +38,10 @@ async def resolve(hub: Hub, request: Request, entry: Entry) -> Response:
     headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes", "ETag": f'"{blob.etag}"'}
     if blob.sha256 is not None:
         headers |= {"X-Linked-Size": str(blob.size), "X-Linked-Etag": f'"{blob.sha256}"'}
+        if xet_hash := hub.xet_hash(blob):
+            route = f"{hub.url}/api/models/{repository.id}/xet-read-token/{commit.oid}"
+            headers |= {"X-Xet-Hash": xet_hash, "Link": f'<{route}>; rel="xet-auth"'}
+        hub.large(blob)
         link = hub.signed(f"/{repository.id}/{blob.sha256}", repo=entry.repo, file=entry.file)
         return RedirectResponse(link, 302, headers)
     cached = f"/api/resolve-cache/models/{repository.id}/{commit.oid}/{quote(entry.file)}"

@@ -22,6 +22,7 @@ from tests.support.hub.repos import (
 )
 from tests.support.hub.routes import application
 from tests.support.hub.server import Thread, free_port
+from tests.support.hub.xet import Chunks
 
 Source = bytes | str | Path
 
@@ -33,14 +34,15 @@ class Hub:
         log: every request, see `Log`.
         part_size: uploads above this many bytes go in parts (the real Hub: 5 GB or so).
         page_size: entries of a page of a tree.
-        objects: the large files; `folder` is where they lie.
+        objects: the large files, below `folder`.
+        chunks: what came by the Xet path, if there is one (`xet`); see xet.py.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, xet: bool = False) -> None:
         self.repositories: dict[str, Repository] = {}
-        self.objects = Objects(folder)
+        self.objects = Objects(folder / "objects")
+        self.chunks = Chunks(folder / "chunks") if xet else None
         self.parts: dict[tuple[str, str, int], Incoming] = {}
-        self.arrived: set[tuple[str, str]] = set()
         self.log, self.faults = Log(), list[Fault]()
         self.part_size, self.page_size = 5_000_000_000, 1000
         self.oldest_link, self._links = 0, itertools.count()
@@ -110,7 +112,9 @@ class Hub:
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         if not goes_large(path, size, b"", tree[".gitattributes"].data):
             return Blob.of(content.read_bytes() if isinstance(content, Path) else content)
-        sha256, _ = self.objects.take(content)
+        sha256 = self.objects.take(content)
+        if self.chunks is not None:
+            self.chunks.put(self.objects.path(sha256))
         repository.objects.add(sha256)
         return Blob.large(sha256, size)
 
@@ -132,7 +136,19 @@ class Hub:
 
     def read(self, repo: str, path: str, revision: str = "main") -> bytes:
         blob = self._at(repo, revision).files[path]
-        return self.objects.path(blob.sha256).read_bytes() if blob.sha256 else blob.data
+        return self.large(blob).read_bytes() if blob.is_large else blob.data
+
+    def large(self, blob: Blob) -> Path:
+        """The content of a large file, put together first if it came in chunks."""
+        assert blob.sha256 is not None
+        path, xet_hash = self.objects.path(blob.sha256), self.xet_hash(blob)
+        if xet_hash is not None and not path.exists():
+            assert self.chunks is not None
+            self.chunks.fetch(xet_hash, blob.size, path)
+        return path
+
+    def xet_hash(self, blob: Blob) -> str | None:
+        return self.chunks.hash(blob.sha256) if self.chunks is not None else None
 
     def checkout(self, repo: str, folder: Path, revision: str = "main") -> Path:
         """Write the files of a revision into a folder, to compare them with local ones."""

@@ -69,6 +69,8 @@ def _actions(hub: Hub, repository: Repository, item: Json) -> Json:
 async def upload(hub: Hub, request: Request, entry: Entry) -> Response:
     """A large file, or a part of one; nothing is kept of an upload that breaks off."""
     check_signature(hub, request)
+    if entry.repo not in hub.repositories:
+        raise Refused(404, "The specified bucket does not exist.")
     oid, part = request.path_params["oid"], request.query_params.get("part")
     with hub.objects.incoming() as incoming:
         try:
@@ -84,7 +86,7 @@ async def upload(hub: Hub, request: Request, entry: Entry) -> Response:
         raise Refused(400, f"The content is not that of {oid}")
     else:
         incoming.keep()
-        hub.arrived.add((entry.repo, oid))
+        hub.repositories[entry.repo].objects.add(oid)
     return Response(headers={"ETag": f'"{incoming.sha256}"'})
 
 
@@ -104,15 +106,14 @@ async def complete(hub: Hub, request: Request, entry: Entry) -> Response:
     whole.keep()
     for part in asked["parts"]:
         hub.parts.pop((entry.repo, oid, part["partNumber"])).discard()
-    hub.arrived.add((entry.repo, oid))
+    hub.repositories[entry.repo].objects.add(oid)
     return JSONResponse({"success": True})
 
 
 async def verify(hub: Hub, request: Request, entry: Entry) -> Response:
-    """Take an object that arrived into the repository."""
+    """Confirm that an object arrived whole."""
     repository, asked = _allowed(hub, request, entry), await request.json()
-    path = hub.objects.path(asked["oid"])
-    if (entry.repo, asked["oid"]) not in hub.arrived or path.stat().st_size != asked["size"]:
-        raise Refused(404, f"Object {asked['oid']} was not uploaded")
-    repository.objects.add(asked["oid"])
+    oid, size = asked["oid"], asked["size"]
+    if oid not in repository.objects or hub.objects.path(oid).stat().st_size != size:
+        raise Refused(404, f"Object {oid} was not uploaded")
     return JSONResponse({})

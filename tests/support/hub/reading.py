@@ -109,10 +109,12 @@ def _date(date: datetime) -> str:
     return date.strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def _file(path: str, blob: Blob) -> Json:
+def _file(hub: Hub, path: str, blob: Blob) -> Json:
     found: Json = {"type": "file", "oid": blob.oid, "size": blob.size, "path": path}
     if blob.sha256:
         found["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": 134}
+    if xet_hash := hub.xet_hash(blob):
+        found["xetHash"] = xet_hash
     return found
 
 
@@ -120,7 +122,7 @@ def _folder(path: str) -> Json:
     return {"type": "directory", "oid": "0" * 40, "size": 0, "path": path}
 
 
-def _below(commit: Commit, folder: str, recursive: bool) -> Iterator[Json]:
+def _below(hub: Hub, commit: Commit, folder: str, recursive: bool) -> Iterator[Json]:
     """Files and folders in `folder` ("" or "a/b/"), or everything below it."""
     seen: set[str] = set()
     for path, blob in sorted(commit.files.items()):
@@ -133,14 +135,14 @@ def _below(commit: Commit, folder: str, recursive: bool) -> Iterator[Json]:
                 yield _folder(parent)
             seen.add(parent)
         if recursive or len(steps) == 1:
-            yield _file(path, blob)
+            yield _file(hub, path, blob)
 
 
 async def tree(hub: Hub, request: Request, entry: Entry) -> Response:
     repository, commit = opened(hub, request, entry)
     query = request.query_params
     folder = f"{entry.file}/" if entry.file else ""
-    found = list(_below(commit, folder, query.get("recursive", "").lower() in ("true", "1")))
+    found = list(_below(hub, commit, folder, query.get("recursive", "").lower() in ("true", "1")))
     if folder and not found:
         raise missing(entry.file, commit)
     if query.get("expand", "").lower() in ("true", "1"):
@@ -177,7 +179,7 @@ async def paths_info(hub: Hub, request: Request, entry: Entry) -> Response:
     found = []
     for path in asked.get("paths", []):
         if path in commit.files:
-            found.append(_file(path, commit.files[path]))
+            found.append(_file(hub, path, commit.files[path]))
         elif any(p.startswith(f"{path}/") for p in commit.files):
             found.append(_folder(path))
     if asked.get("expand", [""])[0].lower() in ("true", "1"):

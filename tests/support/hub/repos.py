@@ -21,7 +21,6 @@ ATTRIBUTES = "".join(
     f"{glob} filter=lfs diff=lfs merge=lfs -text\n"
     for glob in ("*.safetensors", "*.bin", "*.gguf", "*.h5", "*.onnx", "*.pt", "*.pth", "*.npz")
 ).encode()
-_SEQUENCE = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Repository:
         author: str = "someone",
     ) -> Commit:
         """Record `files` as the whole tree after `parent`, and let `ref` name it."""
-        number = next(_SEQUENCE)
+        number = len(self.commits) + 1
         oid = hashlib.sha1(f"{self.id}\0{parent}\0{title}\0{number}".encode()).hexdigest()
         date = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)
         commit = Commit(oid, parent, title, description, author, date, dict(files))
@@ -152,8 +151,8 @@ class Objects:
     def incoming(self) -> Incoming:
         return Incoming(self, self.folder / f"incoming-{next(self._numbers)}")
 
-    def take(self, source: bytes | Path) -> tuple[str, int]:
-        """Keep a copy and return its sha256 and size."""
+    def take(self, source: bytes | Path) -> str:
+        """Keep a copy and return its sha256."""
         with self.incoming() as incoming:
             if isinstance(source, bytes):
                 incoming.write(source)
@@ -161,7 +160,7 @@ class Objects:
                 with source.open("rb") as stream:
                     while piece := stream.read(1 << 20):
                         incoming.write(piece)
-        return incoming.keep(), incoming.size
+        return incoming.keep()
 
 
 class Incoming:
@@ -169,7 +168,7 @@ class Incoming:
 
     def __init__(self, objects: Objects, path: Path) -> None:
         self._objects, self.path = objects, path
-        self._digest, self.size = hashlib.sha256(), 0
+        self._digest = hashlib.sha256()
         self._stream = path.open("wb")
 
     def __enter__(self) -> Incoming:
@@ -181,7 +180,6 @@ class Incoming:
     def write(self, piece: bytes) -> None:
         self._stream.write(piece)
         self._digest.update(piece)
-        self.size += len(piece)
 
     @property
     def sha256(self) -> str:

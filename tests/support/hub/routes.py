@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.support.hub import content, lfs, reading, writing
+from tests.support.hub import content, lfs, reading, writing, xet
 from tests.support.hub.endpoint import Endpoint, Handler
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ HUB: list[tuple[str, str, str, Handler]] = [
     ("PUT", API + "/settings", "settings", writing.settings),
     ("POST DELETE", API + "/branch/{revision}", "branch", writing.branch),
     ("POST DELETE", API + "/tag/{revision}", "tag", writing.tag),
+    ("GET", API + "/xet-read-token/{revision}", "xet_token", xet.token),
+    ("GET", API + "/xet-write-token/{revision}", "xet_token", xet.token),
     ("POST", API + "/preupload/{revision}", "preupload", writing.preupload),
     ("POST", API + "/commit/{revision}", "commit", writing.commit),
     ("POST", REPO + ".git/info/lfs/objects/batch", "lfs_batch", lfs.batch),

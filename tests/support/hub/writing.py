@@ -147,7 +147,7 @@ async def commit(hub: Hub, request: Request, entry: Entry) -> Response:
     if expected is not None and not head.oid.startswith(expected):
         raise Refused(412, "A commit has happened since. Please refresh and try again.")
     number = sum(name.startswith("refs/pr/") for name in repository.refs) + 1
-    files = _changed(repository, head, [line for line in lines if line["key"] != "header"])
+    files = _changed(hub, repository, head, [line for line in lines if line["key"] != "header"])
     made = repository.commit(
         f"refs/pr/{number}" if pull or ref is None else ref,
         files,
@@ -164,7 +164,9 @@ async def commit(hub: Hub, request: Request, entry: Entry) -> Response:
     return JSONResponse(answer)
 
 
-def _changed(repository: Repository, head: Commit, operations: list[Json]) -> dict[str, Blob]:
+def _changed(
+    hub: Hub, repository: Repository, head: Commit, operations: list[Json]
+) -> dict[str, Blob]:
     """The tree after the operations of a commit."""
     files = dict(head.files)
     for operation in operations:
@@ -172,7 +174,7 @@ def _changed(repository: Repository, head: Commit, operations: list[Json]) -> di
         if operation["key"] == "file":
             files[path] = Blob.of(base64.b64decode(value["content"]))
         elif operation["key"] == "lfsFile":
-            files[path] = _pointed(repository, value)
+            files[path] = _pointed(hub, repository, value)
         else:
             folder = operation["key"] == "deletedFolder"
             for gone in list(_named(files, path, folder, head)):
@@ -180,11 +182,13 @@ def _changed(repository: Repository, head: Commit, operations: list[Json]) -> di
     return files
 
 
-def _pointed(repository: Repository, value: Json) -> Blob:
-    if value["oid"] not in repository.objects:
+def _pointed(hub: Hub, repository: Repository, value: Json) -> Blob:
+    blob = Blob.large(value["oid"], value["size"])
+    if value["oid"] not in repository.objects and hub.xet_hash(blob) is None:
         text = "Your push was rejected because an LFS pointer pointed to a file that does not exist"
         raise Refused(400, f"{text}: {value['path']}")
-    return Blob.large(value["oid"], value["size"])
+    repository.objects.add(value["oid"])
+    return blob
 
 
 def _named(files: dict[str, Blob], path: str, folder: bool, head: Commit) -> Iterator[str]:
