@@ -8,7 +8,7 @@ the client of this process at it (`HF_ENDPOINT`, a fresh `HF_HOME`, the token `W
         hub.create("org/secret", {"config.json": "{}"}, private=True)
         hub.create("org/gated", {"config.json": "{}"}, gated="manual", readers=["me"])
         hub.commit("org/model-a", {"config.json": b"{}"}, branch="v2")
-        streammerge.average(["org/model-a", "org/model-a@v2"], "out")
+        streammerge.average(["org/model-a", "org/model-a@v2"], str(tmp_path / "out"))
         run(["streammerge", …], env=hub_environment(hub, home=tmp_path / "home"))
 
         assert hub.log.downloaded(file="*.safetensors") < 200_000      # bytes of content
@@ -43,8 +43,9 @@ is the list of the seconds it would have waited.
 
 Kinds of requests (`log.find(kind)`, `fault(kind=…)`): info, tree, paths_info, refs, commits,
 auth_check, whoami, create_repo, branch, tag, settings, validate_yaml, preupload, lfs_batch,
-lfs_complete, lfs_verify, xet_token, commit, resolve (HEAD and GET; answers with a redirect only), download
-(content: small files from the Hub, large ones from the store), upload (PUT to the store).
+lfs_complete, lfs_verify, xet_token, commit, resolve (HEAD, and GET that is answered with a redirect
+only), download (content: small files from the Hub, large ones from the store), upload (PUT to the
+store).
 """
 
 from tests.support.hub.access import ME, READ, STRANGER, WRITE

@@ -52,6 +52,7 @@ class Endpoint:
             unquote(request.scope["path"]),
             repo=f"{values['org']}/{values['name']}" if "name" in values else query.get("repo", ""),
             file=values.get("file", "") or query.get("file", "") or values.get("oid", ""),
+            part=query.get("part", ""),
             revision=values.get("revision", ""),
             range=_range(request.headers.get("range")),
             user=USERS[token].name if token in USERS else None,

@@ -71,7 +71,7 @@ async def upload(hub: Hub, request: Request, entry: Entry) -> Response:
     check_signature(hub, request)
     if entry.repo not in hub.repositories:
         raise Refused(404, "The specified bucket does not exist.")
-    oid, part = request.path_params["oid"], request.query_params.get("part")
+    oid = request.path_params["oid"]
     with hub.objects.incoming() as incoming:
         try:
             async for piece in request.stream():
@@ -79,8 +79,8 @@ async def upload(hub: Hub, request: Request, entry: Entry) -> Response:
         except BaseException:
             incoming.discard()
             raise
-    if part is not None:
-        hub.parts[entry.repo, oid, int(part)] = incoming
+    if entry.part:
+        hub.parts[entry.repo, oid, int(entry.part)] = incoming
     elif incoming.sha256 != oid:
         incoming.discard()
         raise Refused(400, f"The content is not that of {oid}")

@@ -18,6 +18,7 @@ class Entry:
     path: str
     repo: str = ""
     file: str = ""  # path in the repository; of an upload, the sha256
+    part: str = ""  # of an upload in parts, its number
     revision: str = ""
     range: tuple[int, int | None] | None = None  # (first byte, byte after the last or None)
     user: str | None = None
@@ -96,9 +97,9 @@ class Log:
         return len(self.find("commit", repo=repo, where=lambda e: bool(e.commit)))
 
     def uploaded_twice(self) -> list[str]:
-        """The sha256 of large files whose upload succeeded more than once."""
-        whole = Counter(e.file for e in self.find("upload") if e.ok)
-        return [oid for oid, times in whole.items() if times > 1]
+        """The sha256 of large files that one repository received more than once, or parts of."""
+        taken = Counter((e.repo, e.file, e.part) for e in self.find("upload") if e.ok)
+        return [oid for (_, oid, _), times in taken.items() if times > 1]
 
     def read_twice(self, *, repo: str = "*", file: str = "*") -> int:
         """Bytes of content sent beyond the first time, over all files."""
