@@ -3,14 +3,16 @@
 from streammerge.api import Result, average, plan_average
 from streammerge.checks import Finding
 from streammerge.errors import StreammergeError
-from streammerge.outputs import WrittenShard
+from streammerge.outputs import Pushed, WrittenShard
 from streammerge.plan import Plan
+from streammerge.push import push
 from streammerge.verify import Verification, verify
 from streammerge.version import __version__
 
 __all__ = [
     "Finding",
     "Plan",
+    "Pushed",
     "Result",
     "StreammergeError",
     "Verification",
@@ -18,5 +20,6 @@ __all__ = [
     "__version__",
     "average",
     "plan_average",
+    "push",
     "verify",
 ]

@@ -31,8 +31,8 @@ from streammerge.merging import Merger
 from streammerge.openfiles import OpenFiles
 from streammerge.outputs import Output, WrittenShard
 from streammerge.plan import Plan
-from streammerge.storage import IoMode
-from streammerge.windows import cut_windows
+from streammerge.storage import IoMode, ReadAhead
+from streammerge.windows import announce_reads, cut_windows
 
 MAX_READERS = 4
 
@@ -88,7 +88,7 @@ class Pipeline:
         self._plan, self._checkpoints, self._layout = plan, checkpoints, layout
         self._kept, self._io, self._device = {shard.file for shard in kept}, io, device
         self._merger = Merger(plan, allow_nonfinite)
-        self._finisher = Finisher(plan, output, list(kept))
+        self._output, self._finisher = output, Finisher(plan, output, list(kept))
         self._progress = progress
         self._readers = min(len(checkpoints), MAX_READERS)
         self._free: _Queue = SimpleQueue()
@@ -96,6 +96,7 @@ class Pipeline:
         self._to_merge: _Queue = SimpleQueue()
         self._to_hash: _Queue = SimpleQueue()
         self._to_write: _Queue = SimpleQueue()
+        self._ahead: list[ReadAhead | None] = []
         self._failure: BaseException | None = None
         self._report = Report()
         self._lock = threading.Lock()
@@ -112,6 +113,7 @@ class Pipeline:
         unpin = pin(buffers, self._device)
         for flight in flights:
             self._free.put(flight)
+        self._ahead = [c.read_ahead(layout.read_ahead) for c in self._checkpoints]
         threads = self._start_threads()
         try:
             self._dispatch()
@@ -123,6 +125,7 @@ class Pipeline:
                     queue.put(None)
             for thread in threads:
                 thread.join()
+            self._close_ahead()
             unpin()
         if self._failure is not None:
             raise self._failure
@@ -159,6 +162,13 @@ class Pipeline:
                 self._failure = error
         for queue in self._queues():
             queue.put(None)
+        self._output.stop()
+        self._close_ahead()
+
+    def _close_ahead(self) -> None:
+        for ahead in self._ahead:
+            if ahead is not None:
+                ahead.close()
 
     def _queues(self) -> list[_Queue]:
         return [self._free, *self._to_read, self._to_merge, self._to_hash, self._to_write]
@@ -171,7 +181,12 @@ class Pipeline:
 
     def _dispatch(self) -> None:
         """Load a free frame with each window in turn; then wait for all frames to come back."""
-        windows = cut_windows(self._plan, self._checkpoints, self._layout.window, self._kept)
+        size = self._layout.window
+        windows = announce_reads(
+            cut_windows(self._plan, self._checkpoints, size, self._kept),
+            self._ahead,
+            self._layout.read_ahead // size + 1,
+        )
         free = self._flights(self._free)
         for window, flight in zip(windows, free, strict=False):
             flight.window = window

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from streammerge.errors import DiskSpaceError, OutputError, listing
 from streammerge.formats.side_files import is_side_file
-from streammerge.outputs import WrittenShard
+from streammerge.outputs import Pushed, WrittenShard
 from streammerge.outputs.journal import JOURNAL, LOCK, Journal, partial_name, refusal
 from streammerge.outputs.publishing import Publication
 from streammerge.outputs.shardfile import DirectoryShard, replace_file, write_error
@@ -30,7 +30,9 @@ _T = TypeVar("_T")
 
 
 class DirectoryOutput:
-    """Writes to a folder; see `outputs.Output`."""
+    """Writes to a folder; see `outputs.Target`."""
+
+    pushed: Pushed | None = None
 
     def __init__(self, out: Path, inputs: list[Path], overwrite: bool) -> None:
         """Prepare to write to a folder, touching nothing yet.
@@ -41,6 +43,7 @@ class DirectoryOutput:
             overwrite: whether an older checkpoint in the folder may be replaced.
         """
         self.label = str(out)
+        self.progress: Callable[[int], None] = lambda nbytes: None
         self._out, self._staging = out, out / STAGING
         self._inputs, self._overwrite = inputs, overwrite
         self._made: list[Path] = []
@@ -97,13 +100,17 @@ class DirectoryOutput:
         existing = next(
             p for p in (self._out.absolute(), *self._out.absolute().parents) if p.exists()
         )
-        free = shutil.disk_usage(existing).free + _size_below(self._staging)
+        free = shutil.disk_usage(existing).free + size_below(self._staging)
         needed = plan.nbytes + _SPARE
         if needed > free:
             raise DiskSpaceError(
                 f"the output needs {format_size(needed)}, {existing} has {format_size(free)} free",
                 "Free some space, choose a folder on another disk, or a smaller --dtype.",
             )
+
+    def bytes_to_send(self, plan: Plan) -> int:
+        """Return 0: nothing leaves this machine."""
+        return 0
 
     def _prepare(self, plan: Plan) -> list[WrittenShard]:
         for path in reversed([self._out, *self._out.parents]):
@@ -158,6 +165,9 @@ class DirectoryOutput:
         self._publication.publish(self._old, names, last)
         self._journal.release()
 
+    def stop(self) -> None:
+        """Do nothing: writes do not wait here."""
+
     def abandon(self) -> bool:
         """End without publishing; see `Output`."""
         if not self._owns_staging:
@@ -194,5 +204,5 @@ def _belongs_to_a_checkpoint(path: Path) -> bool:
     return weights or is_side_file(name) or name.endswith(".py") or name in _OWN_FILES
 
 
-def _size_below(folder: Path) -> int:
+def size_below(folder: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())
