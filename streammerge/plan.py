@@ -43,9 +43,10 @@ class InputFile(_Data):
 
 
 class PlanInput(_Data):
-    """One model: its reference, its exact weight over the common divisor, its files."""
+    """One model: its reference (pinned to a commit), its weight over the divisor, its files."""
 
     label: str
+    pinned: str
     weight: int
     coefficient: float
     files: tuple[InputFile, ...]
@@ -211,7 +212,13 @@ def _inputs(checkpoints: Sequence[Checkpoint], weights: Weights) -> list[PlanInp
             for name, (identity, digest) in sorted(checkpoint.identity().items())
         )
         inputs.append(
-            PlanInput(label=checkpoint.label, weight=weight, coefficient=coefficient, files=files)
+            PlanInput(
+                label=checkpoint.label,
+                pinned=checkpoint.pinned,
+                weight=weight,
+                coefficient=coefficient,
+                files=files,
+            )
         )
     return inputs
 

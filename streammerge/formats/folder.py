@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,14 @@ from streammerge.errors import (
 from streammerge.formats.refusals import refuse_other_weights, refuse_quantized
 from streammerge.formats.safetensors import Header, Location, load_json_object, read_header
 from streammerge.formats.side_files import select_side_files
-from streammerge.storage import FileIdentity, IoMode, RangeReader, Storage
+from streammerge.storage import (
+    Download,
+    FileIdentity,
+    IoMode,
+    RangeReader,
+    ReadAhead,
+    Storage,
+)
 from streammerge.tensors import TensorInfo
 
 SINGLE_FILE = "model.safetensors"
@@ -45,7 +52,8 @@ class SafetensorsCheckpoint:
         Raises:
             CheckpointError: it is no checkpoint, breaks the format, or is refused on purpose.
         """
-        self.label = storage.label if weights is None else f"{storage.label}/{weights}"
+        self.label = storage.label if weights is None else storage.name(weights)
+        self.pinned = storage.pinned
         self.notes: list[str] = []
         self._storage = storage
         self._listed = storage.list()
@@ -79,7 +87,7 @@ class SafetensorsCheckpoint:
             raise CheckpointError(
                 f"{self.label} holds {len(names)} weight files and no index that says which count:"
                 f"\n{listing(names)}",
-                f"Give the path of one of them, e.g. {self.label}/{printable(names[0])}.",
+                f"Give the path of one of them, e.g. {printable(self._storage.name(names[0]))}.",
             )
         if not names:
             if "model_index.json" in files:
@@ -166,11 +174,12 @@ class SafetensorsCheckpoint:
             ) from error
 
     @cached_property
-    def _side_files(self) -> Mapping[str, int]:
-        return select_side_files(self._storage, self.config)
+    def _side_files(self) -> Mapping[str, FileIdentity]:
+        paths = select_side_files(self._storage, self.config)
+        return {path: self._storage.identity(path) for path in paths}
 
-    def side_files(self) -> Mapping[str, int]:
-        """Return path and size of each file that a loader of the merged model needs."""
+    def side_files(self) -> Mapping[str, FileIdentity]:
+        """Return path and identity of each file that a loader of the merged model needs."""
         return self._side_files
 
     def read_side_file(self, path: str) -> bytes:
@@ -190,6 +199,16 @@ class SafetensorsCheckpoint:
     def open(self, file: str, mode: IoMode = "auto") -> RangeReader:
         """Open one of the files that `locate` names."""
         return self._storage.open(file, mode)
+
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Return what must happen before the bytes of these tensors can be read from here."""
+        files = sorted({self._locations[name].file for name in names})
+        pending = (self._storage.pending(file) for file in files)
+        return [download for download in pending if download is not None]
+
+    def read_ahead(self, memory: int) -> ReadAhead | None:
+        """Begin to read ahead in so many bytes; None where the system does that itself."""
+        return self._storage.read_ahead(memory)
 
     def identity(self) -> dict[str, tuple[FileIdentity, str]]:
         """Return, for each weight file, its identity and the sha256 of its header."""

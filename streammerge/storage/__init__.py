@@ -7,11 +7,15 @@ scheme in `checkpoint.open_checkpoint`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
 from typing import Literal, Protocol
 
 IoMode = Literal["auto", "direct", "mmap", "buffered"]
+DownloadMode = Literal["cache", "stream"]
+"""What happens to weights on the Hub: kept in its client's cache, or read as they are merged."""
 ALIGNMENT = 4096
 """Offsets, lengths and addresses of direct reads and writes are multiples of this many bytes."""
 
@@ -23,10 +27,12 @@ class FileIdentity:
     Attributes:
         size: bytes.
         version: modification time in ns, or a commit; any text that changes with the content.
+        digest: of the content, where the store knows it: "sha256:…", or "git:…" for git's id.
     """
 
     size: int
     version: str
+    digest: str = ""
 
 
 class RangeReader(Protocol):
@@ -54,10 +60,54 @@ class RangeReader(Protocol):
         """Release the file; views returned before are void."""
 
 
+class Download(Protocol):
+    """A file that has to be fetched, or checked, before it can be read from this machine."""
+
+    @property
+    def file(self) -> str:
+        """Path in the store."""
+
+    @property
+    def missing(self) -> int:
+        """Bytes to be fetched; 0 for a file that is here and only to be checked."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it will lie, or a folder above that."""
+
+    def run(self, progress: Callable[[int], None], stop: Event) -> list[str]:
+        """Fetch and check the file; return what the user should know.
+
+        Args:
+            progress: called with the bytes fetched since the last call, in all `missing`.
+            stop: once it is set, the download ends with an exception as soon as it can.
+
+        Raises:
+            HubError: it cannot be had, or is not what the repository says.
+            DiskSpaceError: the disk is full.
+        """
+
+
+class ReadAhead(Protocol):
+    """Reads of a store whose order is known, begun before they are asked for."""
+
+    def expect(self, file: str, offset: int, length: int) -> None:
+        """Announce a read; reads come in the order in which they were announced."""
+
+    def close(self) -> None:
+        """End it and wake who waits for bytes: a read under way fails."""
+
+
 class Storage(Protocol):
     """A folder of files, read-only."""
 
     label: str
+    """What the user wrote; names the store in messages."""
+    pinned: str
+    """A reference that means these very files for ever; "" where there is none."""
+
+    def name(self, path: str) -> str:
+        """Return how a user names a file of the store."""
 
     def list(self, folder: str = "") -> Mapping[str, int]:
         """Return the size of each file directly in a folder, by path from the root with "/"."""
@@ -73,7 +123,19 @@ class Storage(Protocol):
         """
 
     def open(self, path: str, mode: IoMode) -> RangeReader:
-        """Open a file for ranged reads by the given mode, or by the best one with "auto"."""
+        """Open a file for ranged reads by the given mode, or by the best one with "auto".
+
+        What `pending` says of it is done first, where that has not happened.
+        """
+
+    def pending(self, path: str) -> Download | None:
+        """Return what must happen before the file can be read from this machine; None: nothing."""
+
+    def read_ahead(self, memory: int) -> ReadAhead | None:
+        """Begin to read ahead in so many bytes of memory; None where the system does that itself.
+
+        Readers of the store take their bytes from it until it is closed.
+        """
 
 
 LARGE_READ = 128 * 1024
