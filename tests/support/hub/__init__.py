@@ -34,6 +34,8 @@ Faults hit the next request that matches (`times=None`: every one; `skip=2`: fro
     hub.fault(Status(500), kind="upload", times=None)
     hub.fault(RefuseObject(), kind="lfs_batch")
     hub.expire_links()                                             # signed links answer 403
+    hub.stop()                                                     # no network any more
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 The fixture `xet_hub` is the same with the Xet path on, which works offline; see xet.py for what its
 log cannot see.
@@ -55,6 +57,7 @@ from tests.support.hub.effects import (
     CutUpload,
     Do,
     Drop,
+    Effect,
     IgnoreRange,
     LoseAnswer,
     RefuseObject,
@@ -77,6 +80,7 @@ __all__ = [
     "CutUpload",
     "Do",
     "Drop",
+    "Effect",
     "Entry",
     "Fault",
     "Hub",

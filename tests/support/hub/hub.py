@@ -53,6 +53,7 @@ class Hub:
         self._thread = Thread(application(self), listeners)
 
     def stop(self) -> None:
+        """End the server: from now on nobody can connect, as without a network."""
         self._thread.stop()
 
     # Repositories, without the client

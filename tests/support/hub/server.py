@@ -73,7 +73,9 @@ class Thread:
             raise RuntimeError("the stand-in did not start")
 
     def stop(self) -> None:
-        """Break all connections off and end the thread."""
+        """Break all connections off and end the thread; again does nothing."""
+        if not self._thread.is_alive():
+            return
         self._server.stop()
         self._thread.join(10)
         for listener in self._listeners:
