@@ -20,6 +20,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from streammerge.errors import HubError, StreammergeError, printable
 from streammerge.version import __version__
@@ -34,6 +39,19 @@ _QUOTA = ("storage", "quota", "limit", "billing", "payment", "upgrade")
 def make_client(token: str | None = None) -> HfApi:
     """Return a client for HF_ENDPOINT, with the given token or the one that is logged in."""
     return HfApi(token=token, library_name="streammerge", library_version=__version__)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep the client from drawing progress bars of its own."""
+    if are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False:
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager

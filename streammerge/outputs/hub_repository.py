@@ -15,7 +15,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 
 from streammerge.errors import HubError, OutputError, listing, printable
-from streammerge.hub import LOG_IN, make_client, refusals
+from streammerge.hub import LOG_IN, make_client, no_bars, refusals
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.hub_client import find_stored, is_left_out
 
@@ -158,7 +158,7 @@ class Repository:
 
     def upload(self, operations: Sequence[CommitOperationAdd]) -> None:
         """Send what is large and not on the Hub yet; the operations remember that they are."""
-        with refusals(f"upload {_names(operations)} to", self.destination.repo):
+        with refusals(f"upload {_names(operations)} to", self.destination.repo), no_bars():
             self.client.preupload_lfs_files(
                 self.destination.repo,
                 additions=operations,
