@@ -146,7 +146,7 @@ def test_what_the_log_counts(hub: Hub) -> None:
     assert wrong.status_code == 400
 
 
-def test_without_a_server_there_is_no_network(hub: Hub) -> None:
+def test_without_a_server_there_is_no_network(hub: Hub, no_waiting: list[float]) -> None:
     hub.create("me/m", {"config.json": "{}", "other.json": "{}"})
     hf_hub_download("me/m", "config.json")
     hub.stop()
