@@ -14,11 +14,9 @@ from streammerge.downloads import DownloadProgress, check_space, fetch, needed_d
 from streammerge.errors import RecipeError
 from streammerge.forecast import bytes_to_read
 from streammerge.outputs import Pushed, Target, WrittenShard
-from streammerge.outputs.directory import STAGING, size_below
-from streammerge.outputs.targets import SCHEME, HubOptions, open_output
+from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan, make_plan
 from streammerge.recipe import average_recipe
-from streammerge.references import parse_reference
 from streammerge.storage import DownloadMode, IoMode
 from streammerge.tensors import parse_size
 
@@ -94,16 +92,14 @@ def prepare_average(
     shard_size = parse_size(max_shard_size)
     access = HubAccess(download, token)
     checkpoints = [open_checkpoint(model, access) for model in recipe.models]
-    local = [Path(model) for model in recipe.models if parse_reference(model).is_local]
-    output = open_output(out, local, overwrite, token, **hub)
+    output = open_output(out, recipe.models, overwrite, token, **hub)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
     dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
     streams = sum(bool(c.pinned) for c in checkpoints) if download == "stream" else 0
     layout = make_layout(plan, dtypes, budget, streams)
     output.check_space(plan)
-    written = plan.nbytes if output.label.startswith(SCHEME) else size_below(Path(out) / STAGING)
-    check_space(needed_downloads(plan, checkpoints), Path(out), plan.nbytes - written)
+    check_space(needed_downloads(plan, checkpoints), *output.space(plan))
     return Prepared(plan, checkpoints, layout, output)
 
 
@@ -155,7 +151,7 @@ def execute(
             error.add_note("The finished shards are kept: the same command goes on after them.")
         raise
     return Result(
-        out=output.label if output.label.startswith(SCHEME) else Path(output.label),
+        out=output.place,
         shards=report.shards,
         parameters=plan.parameters,
         notes=[*plan.notes, *told],

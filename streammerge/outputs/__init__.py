@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from streammerge.plan import Plan
@@ -108,6 +109,10 @@ class Target(Output, Protocol):
     """Called with the bytes sent to the Hub since the last call."""
 
     @property
+    def place(self) -> Path | str:
+        """The folder, or hf://namespace/name[@branch]."""
+
+    @property
     def pushed(self) -> Pushed | None:
         """What `publish` has put on the Hub; None before, and where that is no part of it."""
 
@@ -124,6 +129,9 @@ class Target(Output, Protocol):
         Raises:
             DiskSpaceError: with what is needed and what is free.
         """
+
+    def space(self, plan: Plan) -> tuple[Path, int]:
+        """Return a folder, there or not, and the bytes that the output will take on its disk."""
 
     def bytes_to_send(self, plan: Plan) -> int:
         """Return the bytes of weights that go to the Hub."""

@@ -42,7 +42,7 @@ class DirectoryOutput:
             inputs: files and folders that must not be written to.
             overwrite: whether an older checkpoint in the folder may be replaced.
         """
-        self.label = str(out)
+        self.label, self.place = str(out), out
         self.progress: Callable[[int], None] = lambda nbytes: None
         self._out, self._staging = out, out / STAGING
         self._inputs, self._overwrite = inputs, overwrite
@@ -97,16 +97,18 @@ class DirectoryOutput:
         Raises:
             DiskSpaceError: with what is needed and what is free.
         """
-        existing = next(
-            p for p in (self._out.absolute(), *self._out.absolute().parents) if p.exists()
-        )
-        free = shutil.disk_usage(existing).free + size_below(self._staging)
+        folder = existing(self._out)
+        free = shutil.disk_usage(folder).free + _size_below(self._staging)
         needed = plan.nbytes + _SPARE
         if needed > free:
             raise DiskSpaceError(
-                f"the output needs {format_size(needed)}, {existing} has {format_size(free)} free",
+                f"the output needs {format_size(needed)}, {folder} has {format_size(free)} free",
                 "Free some space, choose a folder on another disk, or a smaller --dtype.",
             )
+
+    def space(self, plan: Plan) -> tuple[Path, int]:
+        """Return the folder, and what is not written there yet."""
+        return self._out, plan.nbytes - _size_below(self._staging)
 
     def bytes_to_send(self, plan: Plan) -> int:
         """Return 0: nothing leaves this machine."""
@@ -204,5 +206,10 @@ def _belongs_to_a_checkpoint(path: Path) -> bool:
     return weights or is_side_file(name) or name.endswith(".py") or name in _OWN_FILES
 
 
-def size_below(folder: Path) -> int:
+def existing(path: Path) -> Path:
+    """Return a path that is there: this one, or the nearest above it."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _size_below(folder: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())

@@ -19,6 +19,7 @@ from huggingface_hub import cached_assets_path, constants
 
 from streammerge.errors import DiskSpaceError
 from streammerge.outputs import Pushed, WrittenShard
+from streammerge.outputs.directory import existing
 from streammerge.outputs.hub_client import addition, is_uploaded, uploaded_addition
 from streammerge.outputs.hub_commit import Commit, Parcel, parcel_of
 from streammerge.outputs.hub_repository import Destination, Repository, Snapshot
@@ -55,7 +56,7 @@ class HubOutput:
     """Writes to a branch of a repository; see `outputs.Output`."""
 
     def __init__(self, destination: Destination) -> None:
-        self.label = destination.label
+        self.label = self.place = destination.label
         self.pushed: Pushed | None = None
         self.progress: Callable[[int], None] = lambda nbytes: None
         self._repository = Repository(destination)
@@ -77,15 +78,19 @@ class HubOutput:
         Raises:
             DiskSpaceError: with what is needed and what is free.
         """
-        cache = Path(constants.HF_ASSETS_CACHE).absolute()
-        existing = next(path for path in (cache, *cache.parents) if path.exists())
-        free, needed = shutil.disk_usage(existing).free, _most_on_disk(plan)
+        cache, needed = self.space(plan)
+        folder = existing(cache)
+        free = shutil.disk_usage(folder).free
         if needed > free:
             raise DiskSpaceError(
                 f"the shards on their way to {self.label} need {format_size(needed)}, "
-                f"{existing} has {format_size(free)} free",
+                f"{folder} has {format_size(free)} free",
                 "Free some space, set HF_HOME to another disk, or give a smaller --max-shard-size.",
             )
+
+    def space(self, plan: Plan) -> tuple[Path, int]:
+        """Return the cache, and what may lie there at a time."""
+        return Path(constants.HF_ASSETS_CACHE), _most_on_disk(plan)
 
     def begin(self, plan: Plan) -> list[WrittenShard]:
         """Make repository and branch, and find what an interrupted run has sent; see `Output`."""

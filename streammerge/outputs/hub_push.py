@@ -62,10 +62,10 @@ class PushedDirectory:
     """Writes to a folder, and pushes the folder when it is published; see `outputs.Target`."""
 
     def __init__(self, folder: DirectoryOutput, path: Path, destination: Destination) -> None:
-        self.label = folder.label
+        self.label, self.place = folder.label, path
         self.pushed: Pushed | None = None
         self.progress: Progress = lambda nbytes: None
-        self._folder, self._path = folder, path
+        self._folder = folder
         self._repository = Repository(destination)
         self._base: Snapshot
         self._published = False
@@ -78,6 +78,10 @@ class PushedDirectory:
     def check_space(self, plan: Plan) -> None:
         """Refuse an output that does not fit on the disk."""
         self._folder.check_space(plan)
+
+    def space(self, plan: Plan) -> tuple[Path, int]:
+        """Return the folder, and what is not written there yet."""
+        return self._folder.space(plan)
 
     def bytes_to_send(self, plan: Plan) -> int:
         """Return the bytes of all shards."""
@@ -101,10 +105,10 @@ class PushedDirectory:
         """Publish the folder, then push it; see `Output`."""
         self._folder.publish(documents, last)
         self._published = True
-        manifest, _ = read_manifest(LocalStorage(self._path))
+        manifest, _ = read_manifest(LocalStorage(self.place))
         try:
             self.pushed = push_folder(
-                self._repository, self._base, self._path, manifest, self.progress
+                self._repository, self._base, self.place, manifest, self.progress
             )
         except BaseException as error:
             where = self._repository.destination

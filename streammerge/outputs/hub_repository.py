@@ -18,8 +18,8 @@ from streammerge.errors import HubError, OutputError, listing, printable
 from streammerge.hub import LOG_IN, make_client, no_bars, refusals
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.hub_client import find_stored, is_left_out
+from streammerge.references import HUB_SCHEME
 
-SCHEME = "hf://"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _TOKENS = f"Make one with write access at {constants.ENDPOINT}/settings/tokens, then: "
 
@@ -45,7 +45,7 @@ class Destination:
     @property
     def label(self) -> str:
         """How a user writes it."""
-        return f"{SCHEME}{self.repo}" + (f"@{self.branch}" if self.branch != "main" else "")
+        return f"{HUB_SCHEME}{self.repo}" + (f"@{self.branch}" if self.branch != "main" else "")
 
 
 def parse_destination(text: str, branch: str | None = None, **options: Any) -> Destination:
@@ -54,7 +54,7 @@ def parse_destination(text: str, branch: str | None = None, **options: Any) -> D
     Raises:
         OutputError: it is none of these, or names two branches.
     """
-    repo, at, named = text.removeprefix(SCHEME).partition("@")
+    repo, at, named = text.removeprefix(HUB_SCHEME).partition("@")
     if not _NAME.fullmatch(repo) or (at and not named):
         raise OutputError(
             f"{printable(text)!r} is no repository on the Hub",

@@ -10,8 +10,7 @@ from typing import TypedDict, Unpack
 from streammerge.errors import OutputError
 from streammerge.outputs import Target
 from streammerge.outputs.directory import DirectoryOutput
-
-SCHEME = "hf://"
+from streammerge.references import HUB_SCHEME, parse_reference
 
 
 class HubOptions(TypedDict, total=False):
@@ -32,7 +31,7 @@ class HubOptions(TypedDict, total=False):
 
 def open_output(
     out: str | os.PathLike[str],
-    inputs: Sequence[Path],
+    models: Sequence[str],
     overwrite: bool,
     token: str | None = None,
     **hub: Unpack[HubOptions],
@@ -41,16 +40,18 @@ def open_output(
 
     Args:
         out: a folder, or hf://namespace/name[@branch].
-        inputs: files and folders that must not be written to.
+        models: references of the inputs, which must not be written to.
         overwrite: whether an older checkpoint in a folder may be replaced.
         token: for the Hub; the one that is logged in by default.
         hub: see `HubOptions`.
 
     Raises:
-        OutputError: the options contradict each other.
+        OutputError: the options contradict each other, or an input would be replaced.
     """
+    inputs = [parse_reference(model) for model in models]
+    local = [Path(model.path) for model in inputs if model.is_local]
     text, push_to_hub = os.fspath(out), hub.pop("push_to_hub", None)
-    to_hub = text.startswith(SCHEME)
+    to_hub = text.startswith(HUB_SCHEME)
     if to_hub and push_to_hub is not None:
         raise OutputError(
             f"the output {text} is on the Hub already",
@@ -64,14 +65,22 @@ def open_output(
                 f"--{option} says how to push, but nothing is to be pushed",
                 "Give --push-to-hub namespace/name, or hf://namespace/name as the output.",
             )
-        return DirectoryOutput(Path(text), list(inputs), overwrite)
+        return DirectoryOutput(Path(text), local, overwrite)
     # The client of the Hub takes long to load, and most merges do without.
     from streammerge.outputs.hub import HubOutput
     from streammerge.outputs.hub_push import PushedDirectory
     from streammerge.outputs.hub_repository import parse_destination
 
     destination = parse_destination(text if to_hub else str(push_to_hub), token=token, **hub)
+    if not destination.create_pr and any(
+        model.repo_id == destination.repo and model.revision in ("", destination.branch)
+        for model in inputs
+    ):
+        raise OutputError(
+            f"{destination.label} is one of the inputs, which would be replaced",
+            "Choose another repository, another --branch, or --create-pr.",
+        )
     if to_hub:
         return HubOutput(destination)
-    folder = DirectoryOutput(Path(text), list(inputs), overwrite)
+    folder = DirectoryOutput(Path(text), local, overwrite)
     return PushedDirectory(folder, Path(text), destination)
