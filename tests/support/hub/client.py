@@ -26,6 +26,7 @@ from tests.support.hub.hub import Hub
 OTHER = (
     *("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ASSETS_CACHE", "HUGGINGFACE_ASSETS_CACHE"),
     *("HF_XET_CACHE", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE"),
+    "SSL_CERT_FILE",
 )
 
 
@@ -41,6 +42,9 @@ def settings(hub: Hub, home: Path, token: str | None) -> dict[str, str | None]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1,localhost",
+        # Nothing here is encrypted, and to load the system's certificates costs 60 ms a client;
+        # but hf_xet does not start without any.
+        "SSL_CERT_DIR": str(home) if hub.chunks is None else None,
     }
 
 
