@@ -96,8 +96,8 @@ def prepare_average(
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
     dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
-    streams = sum(bool(c.pinned) for c in checkpoints) if download == "stream" else 0
-    layout = make_layout(plan, dtypes, budget, streams)
+    streaming = download == "stream" and any(c.pinned for c in checkpoints)
+    layout = make_layout(plan, dtypes, budget, streaming)
     output.check_space(plan)
     check_space(needed_downloads(plan, checkpoints), *output.space(plan))
     return Prepared(plan, checkpoints, layout, output)

@@ -1,8 +1,6 @@
 """How the memory budget becomes the shape of the pipeline.
 
     budget ≥ BASE + frames · Σ(slots + output) + workers · WORKSPACE + tensors · PER_TENSOR
-             + streams · read-ahead
-
 The pipeline gets what the budget leaves, but no more than helps. Neither the size of the models nor
 that of a shard or tensor occurs; more models make the windows smaller, not the sum larger.
 """
@@ -22,16 +20,14 @@ BASE = 240 * MiB
 """Anonymous memory of the process with torch loaded, and of its threads (measured)."""
 WORKSPACE = 4 * MiB
 """Running sum and temporaries of one compute thread, and its stack and allocator arena."""
+CLIENT = 48 * MiB
+"""The client of the Hub, and its connections (measured)."""
 PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
 """Windows in flight: one is written, one merged, two are read."""
-USEFUL = 192 * MiB
-"""Buffers beyond this bring no more speed (measured)."""
-READ_AHEAD = 192 * MiB
-"""Bytes that all models together are read ahead where they stream from the Hub."""
-LEAST_AHEAD, MOST_AHEAD = MiB, 96 * MiB
-"""The same for one model."""
+USEFUL, USEFUL_STREAMING = 192 * MiB, 384 * MiB
+"""Buffers beyond this bring no more speed (measured): from disks, and from the Hub."""
 _SMALLEST, _LARGEST = 256 * 1024, 32 * MiB
 _SLACK = 1.125  # room around reads in a slot (`windows.room_for`)
 _SLOT_EXTRA = 16 * ALIGNMENT
@@ -47,7 +43,6 @@ class Layout:
         frames: windows in flight.
         slots: for each input, the bytes of its slot in a frame.
         workers: compute threads.
-        read_ahead: bytes that each streamed input is read ahead.
         peak: expected peak of anonymous memory, bytes.
         reason: where the budget comes from.
     """
@@ -57,7 +52,6 @@ class Layout:
     frames: int
     slots: tuple[int, ...]
     workers: int
-    read_ahead: int
     peak: int
     reason: str
 
@@ -71,7 +65,7 @@ class Layout:
 
 
 def make_layout(
-    plan: Plan, input_dtypes: list[dict[str, str]], memory: int | None, streams: int = 0
+    plan: Plan, input_dtypes: list[dict[str, str]], memory: int | None, streaming: bool = False
 ) -> Layout:
     """Return the layout that the budget allows.
 
@@ -79,14 +73,16 @@ def make_layout(
         plan: the merge.
         input_dtypes: for each input, dtype codes by tensor name.
         memory: the budget in bytes; None for what is useful, at most half of what is free.
-        streams: how many inputs are streamed from the Hub.
+        streaming: whether inputs are streamed from the Hub.
 
     Raises:
         BudgetError: the budget is too small; the message gives the least that works.
     """
     workers = max(1, min(4, _cpus()))
     tensors = sum(len(dtypes) for dtypes in input_dtypes) + len(plan.tensors)
-    fixed = BASE + workers * WORKSPACE + PER_TENSOR * tensors + streams * LEAST_AHEAD
+    fixed = BASE + workers * WORKSPACE + PER_TENSOR * tensors
+    fixed += CLIENT if streaming else 0
+    useful = USEFUL_STREAMING if streaming else USEFUL
     ratios = [_ratio(plan, index, dtypes) for index, dtypes in enumerate(input_dtypes)]
 
     def cost(window: int) -> int:
@@ -95,7 +91,7 @@ def make_layout(
     longest = max(shard.file_size for shard in plan.shards)
     if memory is None:
         reason = "enough for full speed"
-        budget = fixed + USEFUL + (READ_AHEAD if streams else 0)
+        budget = fixed + useful
         free = available_memory()
         if free is not None and budget > free // 2:
             budget, reason = max(free // 2, fixed + cost(_SMALLEST)), "half of what is free"
@@ -108,24 +104,14 @@ def make_layout(
             f"{len(input_dtypes)} models with {tensors:,} tensors",
             f"The least that works here is --memory {least}MiB.",
         )
-    more_ahead = _more_ahead(budget - fixed - cost(_SMALLEST), streams)
-    fixed += streams * more_ahead
-    room = min(budget - fixed, USEFUL)
+    room = min(budget - fixed, useful)
     per_byte = FRAMES * (1 + sum(ratio * _SLACK for ratio in ratios))
     window = int((room - cost(0)) / per_byte)
     # A small output is cut into several windows too, so that reading and writing overlap.
     window = max(_SMALLEST, min(window, _LARGEST, longest // 8))
     window = window // ALIGNMENT * ALIGNMENT
     slots = tuple(_slots(ratios, window))
-    ahead = LEAST_AHEAD + more_ahead
-    return Layout(budget, window, FRAMES, slots, workers, ahead, fixed + cost(window), reason)
-
-
-def _more_ahead(spare: int, streams: int) -> int:
-    """Return how much further than the least each streamed input is read ahead."""
-    if not streams:
-        return 0
-    return max(0, min(READ_AHEAD // streams, MOST_AHEAD, spare // (2 * streams)) - LEAST_AHEAD)
+    return Layout(budget, window, FRAMES, slots, workers, fixed + cost(window), reason)
 
 
 def _slots(ratios: list[float], window: int) -> list[int]:

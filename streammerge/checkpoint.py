@@ -16,14 +16,7 @@ from streammerge.errors import HubError, RecipeError, UnsupportedError
 from streammerge.formats.folder import SafetensorsCheckpoint
 from streammerge.formats.safetensors import Location
 from streammerge.references import HUB_SCHEME, Reference, parse_reference
-from streammerge.storage import (
-    Download,
-    DownloadMode,
-    FileIdentity,
-    IoMode,
-    RangeReader,
-    ReadAhead,
-)
+from streammerge.storage import Download, DownloadMode, FileIdentity, IoMode, RangeReader
 from streammerge.storage.hub import HubStorage
 from streammerge.storage.local import LocalStorage
 from streammerge.tensors import TensorInfo
@@ -53,9 +46,6 @@ class Checkpoint(Protocol):
 
     def downloads(self, names: Iterable[str]) -> list[Download]:
         """Return what must happen before the bytes of these tensors can be read from here."""
-
-    def read_ahead(self, memory: int) -> ReadAhead | None:
-        """Begin to read ahead in so many bytes; None where the system does that itself."""
 
     def identity(self) -> dict[str, tuple[FileIdentity, str]]:
         """Return, for each weight file, its identity and the sha256 of its header."""

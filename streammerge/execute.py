@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -31,8 +31,9 @@ from streammerge.merging import Merger
 from streammerge.openfiles import OpenFiles
 from streammerge.outputs import Output, WrittenShard
 from streammerge.plan import Plan
-from streammerge.storage import IoMode, ReadAhead
-from streammerge.windows import announce_reads, cut_windows
+from streammerge.reading import Filling
+from streammerge.storage import IoMode
+from streammerge.windows import cut_windows
 
 MAX_READERS = 4
 
@@ -96,7 +97,7 @@ class Pipeline:
         self._to_merge: _Queue = SimpleQueue()
         self._to_hash: _Queue = SimpleQueue()
         self._to_write: _Queue = SimpleQueue()
-        self._ahead: list[ReadAhead | None] = []
+        self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._report = Report()
         self._lock = threading.Lock()
@@ -113,7 +114,6 @@ class Pipeline:
         unpin = pin(buffers, self._device)
         for flight in flights:
             self._free.put(flight)
-        self._ahead = [c.read_ahead(layout.read_ahead) for c in self._checkpoints]
         threads = self._start_threads()
         try:
             self._dispatch()
@@ -125,7 +125,6 @@ class Pipeline:
                     queue.put(None)
             for thread in threads:
                 thread.join()
-            self._close_ahead()
             unpin()
         if self._failure is not None:
             raise self._failure
@@ -163,12 +162,7 @@ class Pipeline:
         for queue in self._queues():
             queue.put(None)
         self._output.stop()
-        self._close_ahead()
-
-    def _close_ahead(self) -> None:
-        for ahead in self._ahead:
-            if ahead is not None:
-                ahead.close()
+        self._stop.set()
 
     def _queues(self) -> list[_Queue]:
         return [self._free, *self._to_read, self._to_merge, self._to_hash, self._to_write]
@@ -181,12 +175,7 @@ class Pipeline:
 
     def _dispatch(self) -> None:
         """Load a free frame with each window in turn; then wait for all frames to come back."""
-        size = self._layout.window
-        windows = announce_reads(
-            cut_windows(self._plan, self._checkpoints, size, self._kept),
-            self._ahead,
-            self._layout.read_ahead // size + 1,
-        )
+        windows = cut_windows(self._plan, self._checkpoints, self._layout.window, self._kept)
         free = self._flights(self._free)
         for window, flight in zip(windows, free, strict=False):
             flight.window = window
@@ -198,25 +187,23 @@ class Pipeline:
             pass
 
     def _read_loop(self, number: int) -> None:
-        """Fill the slots of every readers-th input."""
+        """Fill the slots of every readers-th input, beginning with the next flights meanwhile."""
+        models = range(number, len(self._checkpoints), self._readers)
+        queue, begun = self._to_read[number], deque[Filling]()
         with OpenFiles(self._checkpoints, self._io, self._readers) as files:
-            for flight in self._flights(self._to_read[number]):
-                nbytes = 0
-                for model in range(number, len(self._checkpoints), self._readers):
-                    slot = flight.frame.slots[model]
-                    slot.clear()
-                    for wanted in flight.window.reads[model]:
-                        reader = files.get(model, wanted.file)
-                        buffer = slot.take(wanted.length)
-                        view = reader.fetch(wanted.offset, wanted.length, buffer)
-                        flight.views[model].append(view)
-                        nbytes += wanted.length
-                with self._lock:
-                    self._report.bytes_read += nbytes
-                if flight.part_done():
-                    self._to_merge.put(flight)
+            for flight in self._flights(queue):
+                begun.append(Filling(flight, models, files, self._stop))
+                while begun and (queue.empty() or begun[0].is_done()):
+                    self._hand_over(begun.popleft())
             with self._lock:
                 self._report.read_modes += files.modes
+
+    def _hand_over(self, filling: Filling) -> None:
+        filling.finish()
+        with self._lock:
+            self._report.bytes_read += filling.nbytes
+        if filling.flight.part_done():
+            self._to_merge.put(filling.flight)
 
     def _work_loop(self) -> None:
         """Merge whole windows, on a lane of this thread's own."""

@@ -7,13 +7,12 @@ side by side in an input are read as one range.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streammerge.checkpoint import Checkpoint
 from streammerge.plan import OutputShard, OutputTensor, Plan, Step
-from streammerge.storage import ALIGNMENT, ReadAhead, is_large
+from streammerge.storage import ALIGNMENT, is_large
 from streammerge.tensors import DTYPES
 
 
@@ -114,28 +113,6 @@ def cut_windows(
             window.number = number
             number += 1
             yield window
-
-
-def announce_reads(
-    windows: Iterable[Window], ahead: Sequence[ReadAhead | None], distance: int
-) -> Iterator[Window]:
-    """Yield the windows, each so many windows after its reads were announced.
-
-    Args:
-        windows: in their order.
-        ahead: for each input, who reads ahead in it.
-        distance: how many windows in advance.
-    """
-    waiting: deque[Window] = deque()
-    for window in windows:
-        waiting.append(window)
-        for input_ahead, reads in zip(ahead, window.reads, strict=True):
-            if input_ahead is not None:
-                for wanted in reads:
-                    input_ahead.expect(wanted.file, wanted.offset, wanted.length)
-        if len(waiting) > distance:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _cut_shard(

@@ -176,5 +176,5 @@ def _compare(
 def _layout(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Layout:
     """Return a layout whose windows no merge has."""
     dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
-    layout = make_layout(plan, dtypes, None, sum(bool(c.pinned) for c in checkpoints))
+    layout = make_layout(plan, dtypes, None, any(c.pinned for c in checkpoints))
     return replace(layout, window=next(w for w in _WINDOWS if w < layout.window))

@@ -23,14 +23,7 @@ from streammerge.errors import (
 from streammerge.formats.refusals import refuse_other_weights, refuse_quantized
 from streammerge.formats.safetensors import Header, Location, load_json_object, read_header
 from streammerge.formats.side_files import select_side_files
-from streammerge.storage import (
-    Download,
-    FileIdentity,
-    IoMode,
-    RangeReader,
-    ReadAhead,
-    Storage,
-)
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader, Storage
 from streammerge.tensors import TensorInfo
 
 SINGLE_FILE = "model.safetensors"
@@ -205,10 +198,6 @@ class SafetensorsCheckpoint:
         files = sorted({self._locations[name].file for name in names})
         pending = (self._storage.pending(file) for file in files)
         return [download for download in pending if download is not None]
-
-    def read_ahead(self, memory: int) -> ReadAhead | None:
-        """Begin to read ahead in so many bytes; None where the system does that itself."""
-        return self._storage.read_ahead(memory)
 
     def identity(self) -> dict[str, tuple[FileIdentity, str]]:
         """Return, for each weight file, its identity and the sha256 of its header."""

@@ -100,7 +100,8 @@ class HubOutput:
         name = f"{self._repository.url}@{self._repository.destination.branch} {plan.fingerprint()}"
         folder = hashlib.sha256(name.encode()).hexdigest()[:32]
         try:
-            self._staging = cached_assets_path("streammerge", "uploads", folder)
+            cache, _ = self.space(plan)
+            self._staging = cached_assets_path("streammerge", "uploads", folder, assets_dir=cache)
             self._journal = Journal(self._staging)
             kept = self._open_journal(plan)
         except OSError as error:

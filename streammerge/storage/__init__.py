@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 IoMode = Literal["auto", "direct", "mmap", "buffered"]
 DownloadMode = Literal["cache", "stream"]
@@ -60,6 +60,28 @@ class RangeReader(Protocol):
         """Release the file; views returned before are void."""
 
 
+class BegunRead(Protocol):
+    """A read whose bytes are perhaps still on their way."""
+
+    def is_done(self) -> bool:
+        """Whether `wait` would not have to."""
+
+    def wait(self) -> memoryview:
+        """Return the bytes, as `RangeReader.fetch` does, and raise what it raises."""
+
+
+@runtime_checkable
+class EarlyReader(RangeReader, Protocol):
+    """An open file from which several reads are better begun before the first is waited for."""
+
+    def begin(self, offset: int, length: int, buffer: memoryview, stop: Event) -> BegunRead:
+        """Begin to fetch bytes; arguments as for `fetch`.
+
+        Args:
+            stop: once it is set, nobody waits for the read any more.
+        """
+
+
 class Download(Protocol):
     """A file that has to be fetched, or checked, before it can be read from this machine."""
 
@@ -86,16 +108,6 @@ class Download(Protocol):
             HubError: it cannot be had, or is not what the repository says.
             DiskSpaceError: the disk is full.
         """
-
-
-class ReadAhead(Protocol):
-    """Reads of a store whose order is known, begun before they are asked for."""
-
-    def expect(self, file: str, offset: int, length: int) -> None:
-        """Announce a read; reads come in the order in which they were announced."""
-
-    def close(self) -> None:
-        """End it and wake who waits for bytes: a read under way fails."""
 
 
 class Storage(Protocol):
@@ -130,12 +142,6 @@ class Storage(Protocol):
 
     def pending(self, path: str) -> Download | None:
         """Return what must happen before the file can be read from this machine; None: nothing."""
-
-    def read_ahead(self, memory: int) -> ReadAhead | None:
-        """Begin to read ahead in so many bytes of memory; None where the system does that itself.
-
-        Readers of the store take their bytes from it until it is closed.
-        """
 
 
 LARGE_READ = 128 * 1024

@@ -22,11 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from streammerge.errors import CheckpointError, HubError, printable
 from streammerge.references import Reference
 from streammerge.storage import DownloadMode, FileIdentity, IoMode, RangeReader, hub_cache
+from streammerge.storage.connections import StreamReader
 from streammerge.storage.hub_downloads import Beginning, HubDownload
 from streammerge.storage.hub_files import HubFile
 from streammerge.storage.hub_listing import open_listing
 from streammerge.storage.local import LocalStorage
-from streammerge.storage.read_ahead import HubReadAhead, StreamReader
 from streammerge.storage.retrying import QUICK_TRIES
 
 _LEAST_BEGINNING, _MOST_BEGINNING = 4 * 1024, 64 * 1024  # headers have 3 to 60 kB nearly always
@@ -78,7 +78,6 @@ class HubStorage:
         self._remote: dict[str, HubFile] = {}
         self._beginnings: dict[str, bytes] = {}
         self._seen: dict[str, Beginning] = {}
-        self._ahead: HubReadAhead | None = None
 
     def name(self, path: str) -> str:
         """Return the reference of a file."""
@@ -194,14 +193,7 @@ class HubStorage:
         found = self._download(path).find()
         if found is not None:
             return LocalStorage(found.parent).open(found.name, mode)
-        ahead = None if self._ahead is None or self._ahead.stop.is_set() else self._ahead
-        return StreamReader(self._open_remote(path), path, ahead)
-
-    def read_ahead(self, memory: int) -> HubReadAhead | None:
-        """Begin to read ahead, in streams; see `storage.Storage`."""
-        if self._mode == "stream":
-            self._ahead = HubReadAhead(self._open_remote, memory)
-        return self._ahead
+        return StreamReader(self._open_remote(path))
 
     def list(self, folder: str = "") -> Mapping[str, int]:
         """Return the size of each file directly in a folder."""

@@ -11,7 +11,7 @@ and digest that the repository lists. That its bytes are right cannot be seen in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -57,7 +57,6 @@ class HubFile:
         offset: int,
         view: memoryview,
         stop: Event | None = None,
-        filled: Callable[[int], None] = lambda count: None,
         tries: int = LONG_TRIES,
     ) -> None:
         """Fill `view` with the bytes from `offset`.
@@ -66,7 +65,6 @@ class HubFile:
             offset: first byte in the file.
             view: room for the bytes.
             stop: ends the reading with `Stopped`.
-            filled: called with how many bytes are there, as they come.
             tries: failures in a row before it is given up.
 
         Raises:
@@ -88,7 +86,6 @@ class HubFile:
                         raise Stopped
                     view[done : done + len(chunk)] = chunk
                     done += len(chunk)
-                    filled(done)
             except _LinkExpired:
                 continue
             except (StreammergeError, Stopped):

@@ -80,9 +80,6 @@ class LocalStorage:
     def pending(self, path: str) -> None:
         """Return None: the files are here."""
 
-    def read_ahead(self, memory: int) -> None:
-        """Return None: the pipeline's own read-ahead is enough for a disk."""
-
 
 def _unreadable(path: str | Path, error: Exception) -> CheckpointError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
