@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -38,7 +37,6 @@ class Endpoint:
         exchange = Exchange(request, entry, *_counted(entry, receive, send))
         with contextlib.suppress(Dropped, ClientDisconnect):
             await self._answer(exchange, effects)
-        entry.ended = time.monotonic()
 
     def _entry(self, request: Request) -> Entry:
         values = {name: unquote(value) for name, value in request.path_params.items()}
@@ -82,15 +80,24 @@ def _range(header: str | None) -> tuple[int, int | None] | None:
 
 
 def _counted(entry: Entry, receive: Receive, send: Send) -> tuple[Any, Any]:
-    """`send` and `receive` that write into the log what really moved."""
+    """`send` and `receive` that write into the log what moved.
+
+    The log is written first: a test that has an answer shall find it in the log.
+    """
+
+    length: int | None = None
 
     async def counted_send(message: Message) -> None:
+        nonlocal length
         if message["type"] == "http.response.start":
             entry.status = message["status"]
-        await send(message)
-        if message["type"] == "http.response.body":
+            found = [int(v) for k, v in message["headers"] if k == b"content-length"]
+            length = 0 if entry.method == "HEAD" else found[0] if found else None
+        else:
             entry.sent += len(message.get("body", b"")) if entry.method != "HEAD" else 0
-            entry.complete = not message.get("more_body", False)
+        last = message["type"] == "http.response.body" and not message.get("more_body")
+        entry.complete = last if length is None else entry.sent >= length
+        await send(message)
 
     async def counted_receive() -> Message:
         message = await receive()

@@ -29,7 +29,6 @@ class Entry:
     commit: str = ""  # the commit that was made, whether or not the answer arrived
     fault: str = ""
     started: float = field(default_factory=time.monotonic)
-    ended: float = 0.0
 
     @property
     def ok(self) -> bool:
