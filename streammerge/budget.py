@@ -26,8 +26,8 @@ PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
 """Windows in flight: one is written, one merged, two are read."""
-USEFUL, USEFUL_STREAMING = 192 * MiB, 384 * MiB
-"""Buffers beyond this bring no more speed (measured): from disks, and from the Hub."""
+USEFUL = 192 * MiB
+"""Buffers beyond this bring no more speed (measured)."""
 _SMALLEST, _LARGEST = 256 * 1024, 32 * MiB
 _SLACK = 1.125  # room around reads in a slot (`windows.room_for`)
 _SLOT_EXTRA = 16 * ALIGNMENT
@@ -82,7 +82,6 @@ def make_layout(
     tensors = sum(len(dtypes) for dtypes in input_dtypes) + len(plan.tensors)
     fixed = BASE + workers * WORKSPACE + PER_TENSOR * tensors
     fixed += CLIENT if streaming else 0
-    useful = USEFUL_STREAMING if streaming else USEFUL
     ratios = [_ratio(plan, index, dtypes) for index, dtypes in enumerate(input_dtypes)]
 
     def cost(window: int) -> int:
@@ -91,7 +90,7 @@ def make_layout(
     longest = max(shard.file_size for shard in plan.shards)
     if memory is None:
         reason = "enough for full speed"
-        budget = fixed + useful
+        budget = fixed + USEFUL
         free = available_memory()
         if free is not None and budget > free // 2:
             budget, reason = max(free // 2, fixed + cost(_SMALLEST)), "half of what is free"
@@ -104,7 +103,7 @@ def make_layout(
             f"{len(input_dtypes)} models with {tensors:,} tensors",
             f"The least that works here is --memory {least}MiB.",
         )
-    room = min(budget - fixed, useful)
+    room = min(budget - fixed, USEFUL)
     per_byte = FRAMES * (1 + sum(ratio * _SLACK for ratio in ratios))
     window = int((room - cost(0)) / per_byte)
     # A small output is cut into several windows too, so that reading and writing overlap.
