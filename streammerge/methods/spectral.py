@@ -99,8 +99,8 @@ def iso_cts(
     """Iso-CTS: Iso-C on the common directions and on those of each task alone.
 
     Of the singular directions of Σ δᵢ the first k are common. Of each δᵢ, freed from the common
-    left directions, the first (r − k)/N are added. Left and right directions are made orthonormal, and
-    all singular values equal to their mean.
+    left directions, the first (r − k)/N are added. Left and right directions are made orthonormal,
+    and all singular values equal to their mean.
 
     Args:
         tensors, base: the models and the base model, whole, of one shape.
