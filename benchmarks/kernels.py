@@ -31,11 +31,9 @@ from benchmarks.units import parse_size
 from streammerge.lanes import make_lane
 from streammerge.merging import all_finite
 from streammerge.methods import METHODS
-from streammerge.tensors import torch_dtype
-from streammerge.weights import choose_accumulator, exact_weights
+from streammerge.methods.running import Task
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_CODES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _DECIMALS = (0.7, 0.3, 0.5, 0.2, 0.1, 0.4, 0.9, 0.6)
 Work = Callable[[], None]
 """Goes once over a thread's buffers."""
@@ -57,26 +55,27 @@ def method_work(
     dtype: str, models: int, equal: bool, nbytes: int, device: torch.device, check: bool
 ) -> Work:
     """One thread's pass of the `average` method: the only place that knows streammerge's calls."""
-    weights = exact_weights([1.0 if equal else _DECIMALS[i % 8] for i in range(models)])
-    accumulator, exact = choose_accumulator(weights.integers, [_CODES[dtype]], _CODES[dtype])
-    assert exact  # weights of one decimal are
-    method = partial(
-        METHODS.get("average"),
-        weights=weights.integers,
-        divisor=weights.total,
-        accumulator=torch_dtype(accumulator),
-        exact=exact,
+    weights = tuple(1.0 if equal else _DECIMALS[i % 8] for i in range(models))
+    method = Task(
+        method=METHODS.get("average"),
+        parameters={"weight": weights, "normalize": True},
+        compute=torch.float32,
+        has_base=False,
+        name="",
+        shape=(),
+        unit=1,
+        chunk=1,
     )
     lane = make_lane(device)  # in the calling thread: it sets the intra-op threads
     base = _random(nbytes, DTYPES[dtype])
     inputs = [base + 0.05 * _random(nbytes, DTYPES[dtype]) for _ in range(models)]
     out = torch.empty_like(inputs[0])
-    step = lane.workspace.numel(torch_dtype(accumulator))
+    step = lane.workspace.numel(torch.float32)
 
     def work() -> None:
         for start in range(0, out.numel(), step):
             result = out[start : start + step]
-            lane.run(method, [tensor[start : start + step] for tensor in inputs], result)
+            lane.run(method, [tensor[start : start + step] for tensor in inputs], result, 0, 0)
             if check:
                 all_finite(result)
 

@@ -1,8 +1,9 @@
 """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
 
-from streammerge.api import Result, average, plan_average
+from streammerge.api import Result, plan_average
 from streammerge.checks import Finding
 from streammerge.errors import StreammergeError
+from streammerge.modules import average, merge_modules, weighted_average
 from streammerge.outputs import WrittenShard
 from streammerge.plan import Plan
 from streammerge.verify import Verification, verify
@@ -17,6 +18,8 @@ __all__ = [
     "WrittenShard",
     "__version__",
     "average",
+    "merge_modules",
     "plan_average",
     "verify",
+    "weighted_average",
 ]

@@ -14,7 +14,8 @@ from streammerge.errors import RecipeError
 from streammerge.forecast import bytes_to_read
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.directory import DirectoryOutput
-from streammerge.plan import Plan, make_plan
+from streammerge.plan import Plan
+from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
 from streammerge.storage import IoMode
 from streammerge.tensors import parse_size
@@ -88,8 +89,7 @@ def prepare_average(
     output = DirectoryOutput(Path(out), [Path(model) for model in recipe.models], overwrite)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
-    dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
-    layout = make_layout(plan, dtypes, budget)
+    layout = make_layout(plan, checkpoints, budget)
     output.check_space(plan)
     return Prepared(plan, checkpoints, layout, output)
 
@@ -161,6 +161,15 @@ class PlanOptions(TypedDict, total=False):
     keep: Sequence[str]
     side_files_from: Reference | None
     overwrite: bool
+
+
+class AverageOptions(PlanOptions, total=False):
+    """All options of `average`."""
+
+    device: str
+    io: IoMode
+    allow_nonfinite: bool
+    progress: Progress
 
 
 def plan_average(

@@ -15,47 +15,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 
 import torch
 
+from streammerge.batches import batches
 from streammerge.budget import Layout
 from streammerge.buffers import Flight, Frame
 from streammerge.checkpoint import Checkpoint
 from streammerge.finishing import Finisher
 from streammerge.lanes import make_lane, pin
+from streammerge.measuring import cpu_workspace
 from streammerge.merging import Merger
 from streammerge.openfiles import OpenFiles
 from streammerge.outputs import Output, WrittenShard
-from streammerge.plan import Plan
+from streammerge.plan import OutputTensor, Plan
+from streammerge.report import Report
 from streammerge.storage import IoMode
-from streammerge.windows import cut_windows
+from streammerge.wholes import Wholes
+from streammerge.windows import Window, cut_stretches
 
 MAX_READERS = 4
-
-
-@dataclass
-class Report:
-    """What happened while a plan was executed.
-
-    Attributes:
-        shards: the files, in the order of the plan.
-        read_modes: how many input files were read in which way.
-        bytes_read: bytes of tensor data read.
-        nonfinite: elements of the output that are NaN or infinite, by tensor.
-        seconds: wall time.
-    """
-
-    shards: list[WrittenShard] = field(default_factory=list)
-    read_modes: Counter[str] = field(default_factory=Counter)
-    bytes_read: int = 0
-    nonfinite: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-
 _Queue = SimpleQueue[Flight | None]
 
 
@@ -87,7 +68,8 @@ class Pipeline:
     ) -> None:
         self._plan, self._checkpoints, self._layout = plan, checkpoints, layout
         self._kept, self._io, self._device = {shard.file for shard in kept}, io, device
-        self._merger = Merger(plan, allow_nonfinite)
+        self._merger = Merger(plan, Wholes(checkpoints, io), allow_nonfinite)
+        self._rereads = any(step.passes for step in plan.steps)
         self._finisher = Finisher(plan, output, list(kept))
         self._progress = progress
         self._readers = min(len(checkpoints), MAX_READERS)
@@ -110,6 +92,7 @@ class Pipeline:
         flights = [Flight(Frame(layout.slots, layout.window)) for _ in range(layout.frames)]
         buffers = [memory for flight in flights for memory in flight.frame.memories()]
         unpin = pin(buffers, self._device)
+        intra_op = torch.get_num_threads()  # the lanes lower it for the whole process
         for flight in flights:
             self._free.put(flight)
         threads = self._start_threads()
@@ -124,6 +107,7 @@ class Pipeline:
             for thread in threads:
                 thread.join()
             unpin()
+            torch.set_num_threads(intra_op)
         if self._failure is not None:
             raise self._failure
         self._report.shards = sorted(self._finisher.shards, key=lambda shard: shard.file)
@@ -170,8 +154,20 @@ class Pipeline:
         queue.put(None)  # for the next thread on the same queue
 
     def _dispatch(self) -> None:
-        """Load a free frame with each window in turn; then wait for all frames to come back."""
-        windows = cut_windows(self._plan, self._checkpoints, self._layout.window, self._kept)
+        """Send out the windows of the output, and before them those of what is to be measured."""
+        measurements, size = self._merger.measurements, self._layout.window
+        for measured, windows in batches(self._plan, self._checkpoints, size, self._kept):
+            measurements.begin(measured)
+            again: list[OutputTensor] = measured
+            while again:
+                self._send(cut_stretches(self._plan, self._checkpoints, again, size))
+                self._drain()
+                again = measurements.end_round(again)
+            self._send(windows)
+        self._drain()
+
+    def _send(self, windows: Iterable[Window]) -> None:
+        """Load a free frame with each window in turn."""
         free = self._flights(self._free)
         for window, flight in zip(windows, free, strict=False):
             flight.window = window
@@ -179,12 +175,18 @@ class Pipeline:
             flight.wait_for(self._readers)
             for queue in self._to_read:
                 queue.put(flight)
-        for _, _ in zip(range(self._layout.frames), free, strict=False):
-            pass
+
+    def _drain(self) -> None:
+        """Wait for all frames to come back."""
+        free = self._flights(self._free)
+        back = [flight for _, flight in zip(range(self._layout.frames), free, strict=False)]
+        for flight in back:
+            self._free.put(flight)
 
     def _read_loop(self, number: int) -> None:
         """Fill the slots of every readers-th input."""
-        with OpenFiles(self._checkpoints, self._io, self._readers) as files:
+        io: IoMode = "cached" if self._rereads and self._io == "auto" else self._io
+        with OpenFiles(self._checkpoints, io, self._readers) as files:
             for flight in self._flights(self._to_read[number]):
                 nbytes = 0
                 for model in range(number, len(self._checkpoints), self._readers):
@@ -205,13 +207,20 @@ class Pipeline:
 
     def _work_loop(self) -> None:
         """Merge whole windows, on a lane of this thread's own."""
-        lane = make_lane(self._device)
+        lane, measuring = make_lane(self._device), cpu_workspace()
         for flight in self._flights(self._to_merge):
             window, output = flight.window, flight.frame.output
             output[: len(window.header)] = window.header
             for piece in window.pieces:
-                self._merger.merge(piece, flight.views, output, lane)
+                if window.measuring:
+                    self._merger.measure(piece, flight.views, measuring)
+                else:
+                    self._merger.merge(piece, flight.views, output, lane)
             flight.views = []
+            if window.measuring:
+                self._progress(window.bytes_read)
+                self._free.put(flight)
+                continue
             flight.wait_for(2)
             self._to_hash.put(flight)
             self._to_write.put(flight)

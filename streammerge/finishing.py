@@ -41,11 +41,13 @@ class Finisher:
             shard = self._plan.shards[window.shard]
             if window.start == 0:
                 self._sha256, self._hashed = hashlib.sha256(), 0
-            self._sha256.update(flight.frame.output[: window.length])
+            if self._output.needs_digest:
+                self._sha256.update(flight.frame.output[: window.length])
             self._hashed += window.length
             self._next += 1
             if self._hashed == shard.file_size:
-                written = WrittenShard(shard.file, shard.file_size, self._sha256.hexdigest())
+                digest = self._sha256.hexdigest() if self._output.needs_digest else ""
+                written = WrittenShard(shard.file, shard.file_size, digest)
                 self._complete(window.shard, written=written)
             yield flight
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from streammerge.checkpoint import Checkpoint
+from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.plan import Plan
 from streammerge.storage import IoMode
 
@@ -53,7 +53,7 @@ def forecast(
 def bytes_to_read(plan: Plan, checkpoints: Sequence[Checkpoint], file: str) -> int:
     """Return the bytes of all inputs that go into a shard."""
     return sum(
-        checkpoints[model].tensors[tensor.name].nbytes
+        as_read(checkpoints[model], tensor.name).nbytes
         for shard in plan.shards
         if shard.file == file
         for tensor in shard.tensors

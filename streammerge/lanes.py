@@ -13,10 +13,21 @@ import torch
 from torch import Tensor
 
 from streammerge.errors import PlanError
-from streammerge.methods import Workspace
+from streammerge.methods.workspace import Workspace
 
-Merge = Callable[[Sequence[Tensor], Tensor, Workspace], None]
-"""Merges one block of inputs into an output with a workspace on the same device."""
+
+class Merge(Protocol):
+    """What a lane carries out; see `methods.running.Task`."""
+
+    @property
+    def unit(self) -> int:
+        """Elements that must not be separated."""
+
+    def __call__(
+        self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
+    ) -> None:
+        """Merge one stretch of the inputs with a workspace on the same device."""
+
 
 DEVICE_BLOCK_BYTES = 64 * 1024**2
 _SMALLEST_DEVICE_BLOCK = 1024**2
@@ -27,8 +38,18 @@ class Lane(Protocol):
 
     workspace: Workspace
 
-    def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Merge flat tensors of any length that lie on the CPU."""
+    def run(
+        self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
+    ) -> None:
+        """Merge flat tensors that lie on the CPU.
+
+        Args:
+            merge: what to do.
+            inputs: of equal length, at least that of `out`.
+            out: where the result goes.
+            start: number of the first element of the inputs.
+            first: number of the first element of `out`.
+        """
 
 
 class CpuLane:
@@ -39,9 +60,11 @@ class CpuLane:
         torch.set_num_threads(1)
         self.workspace = Workspace(torch.device("cpu"))
 
-    def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
+    def run(
+        self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
+    ) -> None:
         """Merge in place."""
-        merge(inputs, out, self.workspace)
+        merge(inputs, out, self.workspace, start, first)
 
 
 class DeviceLane:
@@ -51,16 +74,23 @@ class DeviceLane:
         self.workspace = Workspace(device, DEVICE_BLOCK_BYTES)
         self._stream = _stream(device)
 
-    def run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
+    def run(
+        self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
+    ) -> None:
         """Merge in blocks; where the device lacks the memory, in blocks of half the size."""
-        step = self.workspace.block_bytes // 8
-        if out.numel() > step:
-            for start in range(0, out.numel(), step):
-                part = slice(start, start + step)
-                self.run(merge, [tensor[part] for tensor in inputs], out[part])
+        numel, unit = inputs[0].numel(), merge.unit
+        step = max(1, self.workspace.block_bytes // 8 // unit) * unit
+        if numel > step:
+            for begin in range(0, numel, step):
+                part = [tensor[begin : begin + step] for tensor in inputs]
+                low = max(start + begin, first)
+                high = min(start + begin + step, first + out.numel())
+                if low < high:
+                    wanted = out[low - first : high - first]
+                    self.run(merge, part, wanted, start + begin, low)
             return
         try:
-            self._run(merge, inputs, out)
+            self._run(merge, inputs, out, start, first)
         except torch.OutOfMemoryError as error:
             smaller = self.workspace.block_bytes // 2
             if smaller < _SMALLEST_DEVICE_BLOCK:
@@ -71,17 +101,18 @@ class DeviceLane:
             self.workspace = Workspace(self.workspace.device, smaller)
             if self.workspace.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.run(merge, inputs, out)
+            self.run(merge, inputs, out, start, first)
 
-    def _run(self, merge: Merge, inputs: Sequence[Tensor], out: Tensor) -> None:
+    def _run(
+        self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
+    ) -> None:
         with torch.cuda.stream(self._stream):  # does nothing for None
-            numel = out.numel()
             on_device = []
             for index, tensor in enumerate(inputs):
-                buffer = self.workspace.buffer(f"input {index}", tensor.dtype, numel)
+                buffer = self.workspace.buffer(f"copied {index}", tensor.dtype, tensor.numel())
                 on_device.append(buffer.copy_(tensor, non_blocking=True))
-            result = self.workspace.buffer("output", out.dtype, numel)
-            merge(on_device, result, self.workspace)
+            result = self.workspace.buffer("output", out.dtype, out.numel())
+            merge(on_device, result, self.workspace, start, first)
             out.copy_(result, non_blocking=True)
         if self._stream is not None:
             self._stream.synchronize()  # releases the GIL; the other lanes go on meanwhile

@@ -6,16 +6,18 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from streammerge.errors import NonFiniteError, TensorsDifferError, printable
-from streammerge.lanes import Lane, Merge
-from streammerge.methods import METHODS, Workspace
-from streammerge.plan import Plan, Step
+from streammerge.lanes import Lane
+from streammerge.measuring import Measurements
+from streammerge.methods.running import Task
+from streammerge.methods.workspace import Workspace
+from streammerge.plan import Plan
 from streammerge.tensors import torch_dtype
+from streammerge.wholes import Wholes
 from streammerge.windows import Piece
 
 _INFINITY_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
@@ -26,13 +28,17 @@ class Merger:
 
     Args:
         plan: names the models in messages.
+        wholes: merges tensors whose method needs them whole.
         allow_nonfinite: count NaN and Inf instead of refusing them.
 
     Attributes:
+        measurements: what is known of whole tensors.
         nonfinite: NaN and infinite elements written, by tensor.
     """
 
-    def __init__(self, plan: Plan, allow_nonfinite: bool) -> None:
+    def __init__(self, plan: Plan, wholes: Wholes, allow_nonfinite: bool) -> None:
+        self.measurements = Measurements(plan)
+        self._wholes = wholes
         self._labels = [model.label for model in plan.inputs]
         self._allow_nonfinite = allow_nonfinite
         self._lock = threading.Lock()
@@ -53,21 +59,50 @@ class Merger:
             TensorsDifferError: integers that should be equal are not.
             NonFiniteError: NaN or Inf in an input or in the result, unless allowed.
         """
-        inputs = [
-            _tensor(views[s.model][s.read], s.start, s.dtype, piece.numel) for s in piece.sources
-        ]
         out = _tensor(output, piece.start, piece.tensor.dtype, piece.numel)
+        inputs = _inputs(piece, views)
         if piece.step.action == "merge":
-            self._average(piece, inputs, out, lane)
+            self._merge(piece, inputs, out, lane)
             return
         if piece.step.action == "equal":
             self._require_equal(piece, inputs)
         out.view(torch.uint8).copy_(inputs[0].view(torch.uint8))
 
-    def _average(self, piece: Piece, inputs: Sequence[Tensor], out: Tensor, lane: Lane) -> None:
-        lane.run(_bound(piece.step, torch_dtype(piece.step.accumulator)), inputs, out)
+    def measure(
+        self, piece: Piece, views: Sequence[Sequence[memoryview]], workspace: Workspace
+    ) -> None:
+        """Show a piece to its tensor's measurement.
+
+        Raises:
+            NonFiniteError: NaN or Inf in an input, unless allowed.
+        """
+        self._measure(piece, _inputs(piece, views), workspace)
+
+    def _measure(self, piece: Piece, inputs: Sequence[Tensor], workspace: Workspace) -> None:
+        if not self._allow_nonfinite and not all(map(all_finite, inputs)):
+            self._refuse_nonfinite_inputs(piece, inputs)
+        self.measurements.observe(piece, inputs, workspace)
+
+    def _merge(self, piece: Piece, inputs: Sequence[Tensor], out: Tensor, lane: Lane) -> None:
+        if piece.step.passes and not self.measurements.known(piece.tensor):
+            # The whole tensor lies in this window, so it need not be read a second time.
+            self.measurements.begin([piece.tensor])
+            self._measure(piece, inputs, Workspace(torch.device("cpu")))
+        task = self.measurements.task(piece.tensor)
+        if piece.step.granularity == "tensor":
+            self._take_from_whole(piece, task, out)
+            return
+        lane.run(task, inputs, out, piece.read_first, piece.first)
         if not all_finite(out):
-            self._examine(piece, inputs, out)
+            self._examine(piece, task, inputs, out)
+
+    def _take_from_whole(self, piece: Piece, task: Task, out: Tensor) -> None:
+        part, inputs = self._wholes.take(piece.tensor, piece.step, task, piece.first, piece.numel)
+        if inputs is not None and not self._allow_nonfinite:
+            self._refuse_nonfinite_inputs(piece, inputs)
+        out.copy_(part)
+        if not all_finite(out):
+            self._count_nonfinite(piece, out)
 
     def _require_equal(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
         for tensor, source in zip(inputs[1:], piece.sources[1:], strict=True):
@@ -80,7 +115,7 @@ class Merger:
                     f"out with --skip '{piece.tensor.name}'.",
                 )
 
-    def _examine(self, piece: Piece, inputs: Sequence[Tensor], out: Tensor) -> None:
+    def _examine(self, piece: Piece, task: Task, inputs: Sequence[Tensor], out: Tensor) -> None:
         """Merge a piece again where something is not finite, and say where that came from.
 
         A sum of finite numbers can leave the range of fp32 though their mean does not, so the
@@ -88,7 +123,11 @@ class Merger:
         """
         if not self._allow_nonfinite:
             self._refuse_nonfinite_inputs(piece, inputs)
-        _bound(piece.step, torch.float64)(inputs, out, Workspace(torch.device("cpu")))
+        workspace = Workspace(torch.device("cpu"))
+        task.widened()(inputs, out, workspace, piece.read_first, piece.first)
+        self._count_nonfinite(piece, out)
+
+    def _count_nonfinite(self, piece: Piece, out: Tensor) -> None:
         count = out.numel() - int(torch.isfinite(out).sum())
         if count == 0:
             return
@@ -102,26 +141,21 @@ class Merger:
             self.nonfinite[piece.tensor.name] += count
 
     def _refuse_nonfinite_inputs(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
-        for tensor, source in zip(inputs, piece.sources, strict=True):
+        for tensor, model in zip(inputs, piece.step.sources, strict=True):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
             if bad:
                 raise NonFiniteError(
-                    f"{printable(piece.tensor.name)} in {self._labels[source.model]} holds NaN or "
+                    f"{printable(piece.tensor.name)} in {self._labels[model]} holds NaN or "
                     f"Inf ({bad} elements near number {piece.first:,})",
                     "A diverged training run leaves such values: check that model; or pass them on "
                     "with --allow-nonfinite.",
                 )
 
 
-def _bound(step: Step, accumulator: torch.dtype) -> Merge:
-    """Return a step's method with its parameters."""
-    return partial(
-        METHODS.get(step.method),
-        weights=step.weights,
-        divisor=step.divisor,
-        accumulator=accumulator,
-        exact=step.exact,
-    )
+def _inputs(piece: Piece, views: Sequence[Sequence[memoryview]]) -> list[Tensor]:
+    return [
+        _tensor(views[s.model][s.read], s.start, s.dtype, piece.read_numel) for s in piece.sources
+    ]
 
 
 def _tensor(buffer: memoryview, start: int, dtype: str, numel: int) -> Tensor:

@@ -40,5 +40,10 @@ class OpenFiles:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all of them."""
         for reader in self._open.values():
             reader.close()
+        self._open.clear()

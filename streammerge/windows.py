@@ -7,10 +7,12 @@ side by side in an input are read as one range.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from streammerge.checkpoint import Checkpoint
+from streammerge.checkpoint import Checkpoint, as_read
+from streammerge.methods.measuring import CHUNK
 from streammerge.plan import OutputShard, OutputTensor, Plan, Step
 from streammerge.storage import ALIGNMENT, is_large
 from streammerge.tensors import DTYPES
@@ -45,6 +47,8 @@ class Piece:
         first: its first element in the tensor.
         numel: number of elements, at least 1.
         start: first byte in the window.
+        read_first: first element that is read: whole rows, where the method needs them.
+        read_numel: number of elements that are read; 0 where the tensor is read as a whole.
         sources: one for each source of the step.
     """
 
@@ -53,6 +57,8 @@ class Piece:
     first: int
     numel: int
     start: int
+    read_first: int
+    read_numel: int
     sources: list[Source] = field(default_factory=list)
 
     @property
@@ -63,7 +69,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Window:
-    """An aligned stretch of an output file.
+    """An aligned stretch of an output file; or, to be measured, stretches of some tensors.
 
     Attributes:
         number: counted over all windows that are cut, from 0.
@@ -73,6 +79,7 @@ class Window:
         header: bytes of the file's header that lie in the window, at its start.
         pieces: tensors in the order of their bytes.
         reads: for each input, the ranges to read, in the order of the pieces.
+        measuring: nothing is written: the pieces are to be measured.
     """
 
     number: int
@@ -82,6 +89,7 @@ class Window:
     header: bytes
     pieces: list[Piece]
     reads: list[list[Range]]
+    measuring: bool = False
 
     @property
     def bytes_read(self) -> int:
@@ -149,29 +157,94 @@ def _spans(shard: OutputShard, position: int) -> list[tuple[int, int, OutputTens
     return spans
 
 
+def cut_stretches(
+    plan: Plan, checkpoints: Sequence[Checkpoint], tensors: Sequence[OutputTensor], size: int
+) -> Iterator[Window]:
+    """Yield windows of whole chunks of tensors that are to be measured.
+
+    Args:
+        plan, checkpoints: as for `cut_windows`.
+        tensors: what is measured.
+        size: bytes of the output that a window stands for; a longer row has a window of its own.
+    """
+
+    def empty() -> Window:
+        return Window(0, 0, 0, 0, b"", [], [[] for _ in checkpoints], measuring=True)
+
+    window = empty()
+    for tensor in tensors:
+        step, itemsize = plan.steps[tensor.step], tensor.info.itemsize
+        chunk = chunk_length(step, tensor.shape)
+        longest = max(1, size // (chunk * itemsize)) * chunk
+        first = 0
+        while first < tensor.info.numel:
+            room = (size - window.length) // (chunk * itemsize) * chunk
+            if window.pieces and room < min(chunk, tensor.info.numel - first):
+                yield window
+                window, room = empty(), longest
+            numel = min(room or longest, tensor.info.numel - first)
+            piece = Piece(tensor, step, first, numel, 0, first, numel)
+            _plan_reads(piece, window.reads, checkpoints)
+            window.pieces.append(piece)
+            window.length += numel * itemsize
+            first += numel
+    if window.pieces:
+        yield window
+
+
+def row_length(shape: tuple[int, ...]) -> int:
+    """Return the elements of a row: what lies along the last axis, or one filter of a convolution.
+
+    A vector is one row.
+    """
+    if len(shape) <= 3:
+        return shape[-1] if shape else 1
+    return math.prod(shape[1:])
+
+
+def unit_length(step: Step, shape: tuple[int, ...]) -> int:
+    """Return how many elements of a tensor a method must see together."""
+    return max(1, row_length(shape)) if step.granularity == "row" else 1
+
+
+def chunk_length(step: Step, shape: tuple[int, ...]) -> int:
+    """Return the elements of a chunk that is measured: whole units."""
+    unit = unit_length(step, shape)
+    return unit * max(1, CHUNK // unit)
+
+
 def _piece(
     plan: Plan, tensor: OutputTensor, begin: int, start: int, end: int, window_start: int
 ) -> Piece:
     # Elements are never split: tensors are laid out by falling element size behind a header of a
     # multiple of 8 bytes, and windows begin at multiples of ALIGNMENT.
-    itemsize = DTYPES[tensor.dtype].itemsize
+    itemsize, step = DTYPES[tensor.dtype].itemsize, plan.steps[tensor.step]
+    first, after = (start - begin) // itemsize, (end - begin) // itemsize
+    unit = unit_length(step, tensor.shape)
+    read_first = first // unit * unit
+    read_after = -(-after // unit) * unit if step.granularity != "tensor" else read_first
     return Piece(
-        tensor=tensor,
-        step=plan.steps[tensor.step],
-        first=(start - begin) // itemsize,
-        numel=(end - start) // itemsize,
-        start=start - window_start,
+        tensor,
+        step,
+        first,
+        after - first,
+        start - window_start,
+        read_first,
+        read_after - read_first,
     )
 
 
 def _plan_reads(piece: Piece, reads: list[list[Range]], checkpoints: Sequence[Checkpoint]) -> None:
     """Add what a piece needs to the reads of its sources, extending a range where it touches."""
+    if not piece.read_numel:
+        return
     for model in piece.step.sources:
         checkpoint, ranges = checkpoints[model], reads[model]
-        dtype = checkpoint.tensors[piece.tensor.name].dtype
+        dtype = as_read(checkpoint, piece.tensor.name).dtype
         itemsize = DTYPES[dtype].itemsize
         location = checkpoint.locate(piece.tensor.name)
-        offset, length = location.offset + piece.first * itemsize, piece.numel * itemsize
+        offset = location.offset + piece.read_first * itemsize
+        length = piece.read_numel * itemsize
         last = ranges[-1] if ranges else None
         if last is not None and last.file == location.file and last.offset + last.length == offset:
             piece.sources.append(Source(model, dtype, len(ranges) - 1, last.length))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 
@@ -13,6 +12,7 @@ from streammerge.checks import Finding
 from streammerge.errors import printable
 from streammerge.formats.safetensors import Header, Location
 from streammerge.outputs import WrittenShard
+from streammerge.outputs.spans import Spans
 from streammerge.plan import OutputShard, OutputTensor, Plan
 from streammerge.storage import RangeReader
 from streammerge.storage.local import LocalStorage
@@ -21,6 +21,8 @@ from streammerge.windows import room_for
 
 class ComparingOutput:
     """Takes what a pipeline merges and holds it against what lies in a folder; writes nothing."""
+
+    needs_digest = False
 
     def __init__(self, storage: LocalStorage, plan: Plan, headers: Mapping[str, Header]) -> None:
         self.label = storage.label
@@ -69,26 +71,15 @@ class ComparingShard:
         locations: Mapping[str, Location],
         differing: Counter[OutputTensor],
     ) -> None:
-        self._reader, self._tensors = reader, shard.tensors
+        self._reader, self._spans = reader, Spans(shard)
         self._locations, self._differing = locations, differing
         self._buffer = allocate(0)
-        self._begins = []
-        position = len(shard.header())
-        for tensor in shard.tensors:
-            self._begins.append(position)
-            position += tensor.info.nbytes
 
     def write(self, offset: int, buffer: memoryview, length: int) -> None:
         """Compare a stretch of the file as it should be with the tensors that it holds."""
-        end = offset + length
-        first = max(0, bisect_right(self._begins, offset) - 1)
-        for index in range(first, bisect_right(self._begins, end - 1)):
-            tensor, begin = self._tensors[index], self._begins[index]
-            start, stop = max(begin, offset), min(begin + tensor.info.nbytes, end)
-            if start < stop:
-                place = self._locations[tensor.name].offset + start - begin
-                found = self._read(place, stop - start)
-                self._compare(tensor, found, buffer[start - offset : stop - offset])
+        for tensor, start, part in self._spans.within(offset, length):
+            place = self._locations[tensor.name].offset + start
+            self._compare(tensor, self._read(place, part.stop - part.start), buffer[part])
 
     def _read(self, offset: int, length: int) -> memoryview:
         if len(self._buffer) < room_for(length):

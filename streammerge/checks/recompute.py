@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from streammerge.budget import Layout, make_layout
-from streammerge.checkpoint import Checkpoint, open_checkpoint
+from streammerge.checkpoint import Checkpoint, as_read, open_checkpoint
 from streammerge.checks import CheckProgress, Finding
 from streammerge.checks.comparing import ComparingOutput
 from streammerge.errors import StreammergeError, listing
 from streammerge.execute import Pipeline
 from streammerge.formats.safetensors import Header
 from streammerge.outputs.manifest import MANIFEST, Manifest
-from streammerge.plan import ARITHMETIC, OutputShard, OutputTensor, Plan, PlanInput, make_plan
+from streammerge.plan import ARITHMETIC, OutputShard, OutputTensor, Plan, PlanInput
+from streammerge.planning import make_plan
 from streammerge.storage import ALIGNMENT
 from streammerge.storage.local import LocalStorage
 from streammerge.tensors import layout_key
@@ -153,7 +154,7 @@ def _compare(
     if not plan.shards:
         return []
     reads = sum(
-        checkpoints[model].tensors[tensor.name].nbytes
+        as_read(checkpoints[model], tensor.name).nbytes
         for tensor in plan.tensors
         for model in plan.steps[tensor.step].sources
     )
@@ -173,6 +174,5 @@ def _compare(
 
 def _layout(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Layout:
     """Return a layout whose windows no merge has."""
-    dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
-    layout = make_layout(plan, dtypes, None)
+    layout = make_layout(plan, checkpoints, None)
     return replace(layout, window=next(w for w in _WINDOWS if w < layout.window))

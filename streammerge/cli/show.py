@@ -16,6 +16,7 @@ from streammerge.api import Prepared, Result
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
+from streammerge.plan import Step
 from streammerge.tensors import TensorInfo, format_size
 
 _FEW = 6
@@ -60,7 +61,7 @@ def _models(prepared: Prepared) -> Table:
     for model, checkpoint in zip(prepared.plan.inputs, prepared.checkpoints, strict=True):
         tensors = list(checkpoint.tensors.values())
         table.add_row(
-            f"{model.coefficient:.6g}",
+            "" if model.coefficient is None else f"{model.coefficient:.6g}",
             f"{len(tensors):,}",
             format_size(sum(tensor.nbytes for tensor in tensors)),
             _dtypes(tensors),
@@ -100,7 +101,7 @@ def _plan_tensors(prepared: Prepared) -> Table:
     for tensor in prepared.plan.tensors:
         step = prepared.plan.steps[tensor.step]
         what = {
-            "merge": f"{step.method}, summed in {step.accumulator}",
+            "merge": _merge_in_words(step),
             "equal": "copied, all equal",
             "copy": f"copied from {prepared.plan.inputs[step.sources[0]].label}",
         }[step.action]
@@ -108,6 +109,19 @@ def _plan_tensors(prepared: Prepared) -> Table:
             escape(printable(tensor.name)), tensor.dtype, str(list(tensor.shape)), escape(what)
         )
     return table
+
+
+def _merge_in_words(step: Step) -> str:
+    """Return method and parameters, such as "ties, density 0.5 0.3, normalize"."""
+    words = [step.method]
+    for name, value in step.parameters:
+        if isinstance(value, tuple):
+            words.append(f"{name} {' '.join(f'{v}' for v in value)}")
+        elif value is True:
+            words.append(name)
+        elif value is not False:
+            words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 def _dtypes(tensors: list[TensorInfo]) -> str:

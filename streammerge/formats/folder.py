@@ -47,6 +47,7 @@ class SafetensorsCheckpoint:
         """
         self.label = storage.label if weights is None else f"{storage.label}/{weights}"
         self.notes: list[str] = []
+        self.scratch = 0
         self._storage = storage
         self._listed = storage.list()
         found = weights or self._find_weights()

@@ -27,10 +27,13 @@ class Location:
     Attributes:
         file: path in the checkpoint's storage.
         offset: first byte, counted from the start of the file.
+        dtype: code of the bytes there, where they are computed as they are read and wider than
+            the tensor's own dtype; "" for the tensor's own.
     """
 
     file: str
     offset: int
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)

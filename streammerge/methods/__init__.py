@@ -1,94 +1,140 @@
 """tensors → tensor: the merge methods, and the decorator that makes a function one.
 
-A method sees tensors only: no files, no names, no devices. It gets flat stretches of the inputs,
-of any length, goes through them in blocks (`Workspace.blocks`) and writes its result into `out`. To
-add one, write a function in a module here, decorate it, and import the module below.
+A method sees tensors only: no files, no names, no devices. It is an ordinary function:
+
+    @merge_method("task_arithmetic", paper="2212.04089")
+    def task_arithmetic(
+        tensors: Sequence[Tensor], base: Tensor, *, weight: Weight, scaling_factor: Lambda = 1.0
+    ) -> Tensor:
+
+Its signature says all there is to know. Positional arguments are what it wants to see, by name:
+
+    tensors    blocks of the models, in the dtype of the computation, without the base model;
+               they are copies that the method may overwrite
+    base       the same block of the base model (`Tensor | None` where one is not needed)
+    measured   the finished measurement of the whole tensor (`measuring.py`)
+    place      where in the tensor the block lies, and a source of random numbers (`place.py`)
+
+Keyword-only arguments are parameters of the recipe (`parameters.py`). It returns the merged block.
+No module here imports torch when it is loaded: plans are made, and methods listed, without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
-import torch
-from torch import Tensor
-
+from streammerge.methods.measuring import Make
+from streammerge.methods.parameters import Parameter, read_parameters
 from streammerge.plugins import Registry
 
-BLOCK_BYTES = 512 * 1024
-"""Bytes of the running sum of a block on a CPU: it stays in the cache with what is added to it."""
+Granularity = Literal["element", "row", "tensor"]
 
 
-class Workspace:
-    """Buffers of one compute thread, allocated once.
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A merge method and what its signature says of it.
 
-    Args:
-        device: where they lie.
-        block_bytes: size of each buffer.
+    Attributes:
+        name: in recipes.
+        aliases: other names for it.
+        function: computes a block.
+        parameters: by name.
+        base: whether it works on differences to a base model.
+        granularity: what a block must be: any elements, whole rows (a row is what lies behind the
+            first index), or the whole tensor with its shape.
+        measure: makes the measurement that has to be finished before the first block; None for
+            methods that need none.
+        passes: how often the measurement reads the tensor at most, in fp32.
+        models: least and most number of models, the base model not counted.
+        memory: for whole tensors: bytes that it needs, by shape and number of models.
+        drops_zero: a model of weight 0 contributes nothing, and need not be read.
+        check: raises a RecipeError for parameters that do not go together.
+        kernel: the function takes raw stretches, a place for the result and a workspace.
+        paper: arXiv number; "" for none.
     """
 
-    def __init__(self, device: torch.device, block_bytes: int = BLOCK_BYTES) -> None:
-        self.device = device
-        self.block_bytes = block_bytes
-        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+    name: str
+    aliases: tuple[str, ...]
+    function: Callable[..., Any]
+    parameters: Mapping[str, Parameter]
+    base: Literal["none", "optional", "required"]
+    granularity: Granularity
+    measure: Make | None
+    passes: int
+    models: tuple[int, int | None]
+    memory: Callable[[tuple[int, ...], int], int]
+    drops_zero: bool
+    check: Callable[[Mapping[str, Any]], object]
+    kernel: bool
+    paper: str
 
-    def numel(self, dtype: torch.dtype) -> int:
-        """Return how many elements of this dtype a block has."""
-        return self.block_bytes // dtype.itemsize
+    @property
+    def summary(self) -> str:
+        """The first line of what it says of itself."""
+        return self.description.partition("\n")[0]
 
-    def blocks(self, numel: int, dtype: torch.dtype) -> Iterator[slice]:
-        """Yield the slices of blocks of this dtype that make up `numel` elements."""
-        step = self.numel(dtype)
-        for start in range(0, numel, step):
-            yield slice(start, min(start + step, numel))
+    @property
+    def description(self) -> str:
+        """What it says of itself."""
+        return inspect.getdoc(self.function) or ""
 
-    def buffer(self, name: str, dtype: torch.dtype, numel: int) -> Tensor:
-        """Return the first `numel` elements of the buffer of that name; contents are undefined."""
-        key = (name, dtype)
-        if key not in self._buffers:
-            self._buffers[key] = torch.empty(self.numel(dtype), dtype=dtype, device=self.device)
-        return self._buffers[key][:numel]
-
-
-class Reduction(Protocol):
-    """A method that takes the inputs one after the other."""
-
-    def __call__(
-        self,
-        tensors: Sequence[Tensor],
-        out: Tensor,
-        workspace: Workspace,
-        *,
-        weights: Sequence[float],
-        divisor: float,
-        accumulator: torch.dtype,
-        exact: bool,
-    ) -> None:
-        """Merge one stretch.
-
-        Args:
-            tensors: flat and of equal length, in any float dtype; never written to.
-            out: flat, of that length.
-            workspace: where temporaries come from.
-            weights: one for each tensor.
-            divisor: what the weighted sum is divided by.
-            accumulator: dtype of the running sum.
-            exact: every product of a weight and an element is exact in the accumulator.
-        """
+    def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the positional arguments that the function asks for."""
+        wanted = inspect.signature(self.function).parameters
+        return {name: value for name, value in available.items() if name in wanted}
 
 
-METHODS: Registry[Reduction] = Registry("merge method")
-_F = TypeVar("_F", bound=Reduction)
+METHODS: Registry[Method] = Registry("merge method")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def merge_method(name: str, aliases: tuple[str, ...] = ()) -> Callable[[_F], _F]:
-    """Register a function as a merge method under a name."""
+def _several_copies(shape: tuple[int, ...], models: int) -> int:
+    return 8 * math.prod(shape) * (models + 4)
+
+
+def merge_method(
+    name: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    granularity: Granularity = "element",
+    measure: Make | None = None,
+    passes: int = 0,
+    models: tuple[int, int | None] = (1, None),
+    memory: Callable[[tuple[int, ...], int], int] = _several_copies,
+    drops_zero: bool = False,
+    check: Callable[[Mapping[str, Any]], object] = lambda parameters: None,
+    paper: str = "",
+) -> Callable[[_F], _F]:
+    """Register a function as a merge method; see the head of this module and `Method`."""
 
     def register(function: _F) -> _F:
-        METHODS.add(name, function, aliases)
+        arguments = inspect.signature(function).parameters
+        base = arguments.get("base")
+        optional = base is not None and "None" in str(base.annotation)
+        method = Method(
+            name=name,
+            aliases=aliases,
+            function=function,
+            parameters=read_parameters(function),
+            base="none" if base is None else "optional" if optional else "required",
+            granularity=granularity,
+            measure=measure,
+            passes=passes,
+            models=models,
+            memory=memory,
+            drops_zero=drops_zero,
+            check=check,
+            kernel="workspace" in arguments,
+            paper=paper,
+        )
+        METHODS.add(name, method, aliases)
         return function
 
     return register
 
 
-from streammerge.methods import averaging  # noqa: E402, F401  registers itself
+from streammerge.methods import averages, slerp, task_vectors  # noqa: E402, F401  register themselves

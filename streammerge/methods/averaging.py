@@ -1,20 +1,23 @@
-"""Averages: Σ wᵢxᵢ / Σ wᵢ, with one division and one cast at the end.
-
-Model soups (arXiv:2203.05482), latest-weight averaging (arXiv:2306.03241).
-"""
+"""The kernel of averages: Σ wᵢxᵢ / Σ wᵢ, with one division and one cast at the end."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from streammerge.methods import Workspace, merge_method
 from streammerge.methods.inexact import RoundingWatch
 from streammerge.methods.rounding import inexact_sums, mean_of_few, round_once
+from streammerge.methods.weights import choose_accumulator, exact_weights
+from streammerge.methods.workspace import Workspace
 
+MANTISSA_BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
+"""Significant bits of each float dtype, the hidden one counted."""
 _MANY = 64 * 1024
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -66,31 +69,64 @@ class Accumulator:
             out.copy_(self._sum)
 
 
-@merge_method("average", aliases=("linear", "weighted_average", "simple_average"))
-def average(
+def weighted_sum(
     tensors: Sequence[Tensor],
     out: Tensor,
     workspace: Workspace,
-    *,
-    weights: Sequence[float],
-    divisor: float,
-    accumulator: torch.dtype,
-    exact: bool,
+    weights: tuple[float, ...],
+    normalize: bool,
+    wide: bool,
 ) -> None:
-    """Σ wᵢxᵢ / Σ wᵢ; see `Reduction` for the arguments."""
-    if _is_plain_pair(tensors, out, weights, accumulator):
+    """Write Σ wᵢxᵢ, divided by Σ wᵢ if `normalize`; see `averages.average`."""
+    terms = _exact_terms(weights, normalize, tuple(t.dtype for t in tensors), out.dtype, wide)
+    if _is_plain_pair(tensors, out, terms):
         # One pass instead of four, and the same bits: a + (b - a)/2 rounds like (a + b)/2 where
         # all three are finite, and the caller looks for what is not.
         torch.lerp(tensors[0], tensors[1], 0.5, out=out)
-        return
+    else:
+        _sum_blocks(tensors, out, workspace, terms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How a weighted sum is computed; weights and divisor are integers where `exact`."""
+
+    weights: tuple[float, ...]
+    divisor: float
+    accumulator: torch.dtype
+    exact: bool
+
+
+@functools.lru_cache(maxsize=4096)
+def _exact_terms(
+    weights: tuple[float, ...],
+    normalize: bool,
+    dtypes: tuple[torch.dtype, ...],
+    out: torch.dtype,
+    wide: bool,
+) -> _Terms:
+    whole = exact_weights(weights, normalize)
+    bits = [MANTISSA_BITS[dtype] for dtype in dtypes]
+    single, exact = choose_accumulator(whole, bits, MANTISSA_BITS[out])
+    accumulator = torch.float32 if single and not wide else torch.float64
+    if exact:
+        return _Terms(tuple(whole.integers), whole.total, accumulator, True)
+    unit = max(abs(weight) for weight in whole.integers)
+    shares = tuple(float(Fraction(weight, unit)) for weight in whole.integers)
+    return _Terms(shares, float(Fraction(whole.total, unit)), accumulator, False)
+
+
+def _sum_blocks(
+    tensors: Sequence[Tensor], out: Tensor, workspace: Workspace, terms: _Terms
+) -> None:
+    weights, divisor, accumulator = terms.weights, terms.divisor, terms.accumulator
     watch = RoundingWatch(out.device)
     again: list[Tensor] = []
     waiting = 0
     for block in workspace.blocks(out.numel(), accumulator):
         inputs = [tensor[block] for tensor in tensors]
-        total = Accumulator(
-            workspace.buffer("sum", accumulator, inputs[0].numel()), workspace, exact
-        )
+        buffer = workspace.buffer("sum", accumulator, inputs[0].numel())
+        total = Accumulator(buffer, workspace, terms.exact)
         watch.start()
         for tensor, weight in zip(inputs, weights, strict=True):
             total.add(tensor, weight)
@@ -117,10 +153,8 @@ def _average_again(
     out[indices] = mean_of_few(few, weights, divisor, out.dtype).to(out.device)
 
 
-def _is_plain_pair(
-    tensors: Sequence[Tensor], out: Tensor, weights: Sequence[float], accumulator: torch.dtype
-) -> bool:
+def _is_plain_pair(tensors: Sequence[Tensor], out: Tensor, terms: _Terms) -> bool:
     """Whether this is the mean of two 16-bit tensors of the output's dtype."""
-    if len(tensors) != 2 or tuple(weights) != (1, 1) or accumulator is not torch.float32:
+    if (terms.weights, terms.divisor) != ((1, 1), 2) or terms.accumulator is not torch.float32:
         return False
     return out.dtype in _HALF and tensors[0].dtype == tensors[1].dtype == out.dtype

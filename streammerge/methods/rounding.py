@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streammerge.methods import Workspace
+from streammerge.methods.workspace import Workspace
 
 _MANTISSA = {torch.bfloat16: 7, torch.float16: 10}  # bits that are stored
 _FP32_MANTISSA = 23

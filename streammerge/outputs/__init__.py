@@ -16,7 +16,7 @@ from streammerge.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A finished file of the output: its name, bytes and sha256."""
+    """A finished file of the output: its name, bytes and sha256 ("" where none is needed)."""
 
     file: str
     bytes: int
@@ -49,6 +49,8 @@ class Output(Protocol):
     """Where the merged checkpoint goes."""
 
     label: str
+    needs_digest: bool
+    """Whether the shards are to be digested; hashing costs about as much as merging."""
 
     def begin(self, plan: Plan) -> list[WrittenShard]:
         """Check that the target can take the output, and make room; nothing is visible yet.

@@ -32,6 +32,8 @@ _T = TypeVar("_T")
 class DirectoryOutput:
     """Writes to a folder; see `outputs.Output`."""
 
+    needs_digest = True
+
     def __init__(self, out: Path, inputs: list[Path], overwrite: bool) -> None:
         """Prepare to write to a folder, touching nothing yet.
 

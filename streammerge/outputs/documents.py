@@ -70,7 +70,7 @@ def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[
         library_name="transformers" if checkpoints[plan.side_files_from].config else None,
     )
     rows = "\n".join(
-        f"| {name} | {model.coefficient:.6g} |"
+        f"| {name} | {_share(model.coefficient)} |"
         for name, model in zip(names, plan.inputs, strict=True)
     )
     return str(
@@ -84,6 +84,10 @@ def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[
             f"`{MANIFEST}` holds the identity of every input and the sha256 of every file.\n"
         )
     )
+
+
+def _share(coefficient: float | None) -> str:
+    return "" if coefficient is None else f"{coefficient:.6g}"
 
 
 def _common_license(checkpoints: Sequence[Checkpoint]) -> str | None:

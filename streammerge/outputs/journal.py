@@ -128,7 +128,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
     """Return what the bytes of the shards depend on, as JSON values."""
     inputs = {
         f"{number}: {model.label}": {
-            "weight": model.weight,
+            "coefficient": model.coefficient,
             "files": {file.name: file.model_dump(exclude={"name"}) for file in model.files},
         }
         for number, model in enumerate(plan.inputs, start=1)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-IoMode = Literal["auto", "direct", "mmap", "buffered"]
+IoMode = Literal["auto", "direct", "mmap", "buffered", "cached"]
+"""How files are read; "cached" is "auto" for files that will be read more than once."""
 ALIGNMENT = 4096
 """Offsets, lengths and addresses of direct reads and writes are multiples of this many bytes."""
 

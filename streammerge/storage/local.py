@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from streammerge.errors import CheckpointError, ReadError, printable
 from streammerge.storage import ALIGNMENT, LARGE_READ, FileIdentity, IoMode, RangeReader, is_large
@@ -85,7 +86,7 @@ def _open_reader(path: str, mode: IoMode) -> RangeReader:
     size = os.fstat(fd).st_size
     cached = cached_bytes(fd)
     in_cache = cached is not None and cached > _MOSTLY * size
-    if (mode == "mmap" or (mode == "auto" and in_cache)) and size > 0:
+    if (mode == "mmap" or (mode in ("auto", "cached") and in_cache)) and size > 0:
         return MappedReader(path, fd, size)
     if mode in ("direct", "auto"):
         try:
@@ -95,26 +96,32 @@ def _open_reader(path: str, mode: IoMode) -> RangeReader:
         else:
             os.close(fd)
             return DirectReader(path, direct)
-    return BufferedReader(path, fd, keep_cached=in_cache)
+    if in_cache:
+        return BufferedReader(path, fd, kept="file")
+    return BufferedReader(path, fd, kept="until closed" if mode == "cached" else "nothing")
 
 
 class BufferedReader:
     """Reads through the page cache, which it leaves as it found it."""
 
-    def __init__(self, path: str, fd: int, keep_cached: bool) -> None:
+    def __init__(
+        self, path: str, fd: int, kept: Literal["file", "until closed", "nothing"]
+    ) -> None:
         self.mode = "buffered"
-        self._path, self._fd, self._keep = path, fd, keep_cached
+        self._path, self._fd, self._kept = path, fd, kept
 
     def fetch(self, offset: int, length: int, buffer: memoryview) -> memoryview:
         """Copy the bytes to the start of the buffer; see `RangeReader`."""
         view = buffer[:length]
         read_fully(self._fd, self._path, offset, view, length)
-        if not self._keep:
+        if self._kept == "nothing":
             drop_behind(self._fd, offset, length)
         return view
 
     def close(self) -> None:
         """Close the file."""
+        if self._kept == "until closed":
+            drop_behind(self._fd, 0, 0)
         os.close(self._fd)
 
 
@@ -188,6 +195,8 @@ class MappedReader:
         self._longest = max(self._longest, length)
         if hasattr(mmap, "MADV_DONTNEED"):
             self._populate(offset, length)
+            if offset < self._released:  # it is read once more, from the start
+                self._released = offset // mmap.PAGESIZE * mmap.PAGESIZE
             # What lies well behind the windows in flight is done with; if not, it faults again.
             done = (offset - 8 * self._longest) // mmap.PAGESIZE * mmap.PAGESIZE
             if done > self._released:

@@ -8,24 +8,23 @@ results are off; with 7 and 3, then a division by 10, none (docs/measurements.md
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from streammerge.errors import RecipeError
 
-MANTISSA_BITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
-"""Significant bits of each float dtype, the hidden one counted."""
+_HALF, _SINGLE, _DOUBLE = 11, 24, 53  # significant bits of fp16, fp32 and fp64
 _SPREAD = 8  # inputs of one element may differ by this many binary orders and still sum exactly
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Integer weights without a common factor, and their sum.
+    """Integer weights, and the divisor of their weighted sum, without a common factor.
 
     Attributes:
         integers: one for each model; zero leaves a model out.
-        total: their sum, never zero.
+        total: what the weighted sum is divided by, never zero.
     """
 
     integers: tuple[int, ...]
@@ -37,11 +36,18 @@ class Weights:
         return tuple(float(Fraction(weight, self.total)) for weight in self.integers)
 
 
-def exact_weights(weights: Sequence[float | int | str | Fraction]) -> Weights:
+def exact_weights(
+    weights: Sequence[float | int | str | Fraction], normalize: bool = True
+) -> Weights:
     """Return weights as integers in the same proportion; decimals count as written.
 
+    Args:
+        weights: one for each model.
+        normalize: whether the weighted sum is divided by their sum; otherwise `total` is what
+            makes the weights integers.
+
     Raises:
-        RecipeError: a weight is not a finite number, or they sum to zero.
+        RecipeError: a weight is not a finite number, or they sum to zero and are normalized.
     """
     fractions = []
     for weight in weights:
@@ -51,7 +57,7 @@ def exact_weights(weights: Sequence[float | int | str | Fraction]) -> Weights:
             raise RecipeError(
                 f"the weight {weight!r} is not a finite number", "Write weights such as 0.7 or 5."
             ) from None
-    total = sum(fractions)
+    total = sum(fractions) if normalize else Fraction(1)
     if total == 0:
         shown = ", ".join(str(weight) for weight in weights)
         raise RecipeError(
@@ -61,28 +67,32 @@ def exact_weights(weights: Sequence[float | int | str | Fraction]) -> Weights:
     scale = math.lcm(*(fraction.denominator for fraction in fractions))
     integers = [int(fraction * scale) for fraction in fractions]
     common = math.gcd(*integers) * (1 if total > 0 else -1)
+    if not any(integers):
+        return Weights(tuple(integers), 1)
+    if not normalize:
+        common = math.gcd(common, scale)
+        return Weights(tuple(integer // common for integer in integers), scale // common)
     integers = [integer // common for integer in integers]
     return Weights(tuple(integers), sum(integers))
 
 
-def choose_accumulator(
-    weights: Sequence[int], dtypes: Collection[str], output: str
-) -> tuple[str, bool]:
-    """Return the dtype code of the running sum, and whether every product is exact in it.
+def choose_accumulator(weights: Weights, inputs: Sequence[int], output: int) -> tuple[bool, bool]:
+    """Return whether fp32 will do for the running sum, and whether every product is exact.
 
     Args:
-        weights: the integers.
-        dtypes: float codes of the inputs.
-        output: float code of the result.
+        weights: the integers and the divisor.
+        inputs: significant bits of each input's dtype.
+        output: significant bits of the result's dtype.
 
     fp32 serves 16-bit inputs of one dtype with small weights and a 16-bit result: then all products
     are exact, and so are nearly all sums (`methods.rounding` sees to the others). All else is
     summed in fp64.
     """
-    widest = max(abs(weight) for weight in weights).bit_length()
-    span = (sum(abs(weight) for weight in weights) - 1).bit_length()
-    bits = max(MANTISSA_BITS[dtype] for dtype in dtypes)
-    alike = len(set(dtypes)) == 1 and max(bits, MANTISSA_BITS[output]) <= MANTISSA_BITS["F16"]
-    if alike and bits + span + _SPREAD <= MANTISSA_BITS["F32"]:
-        return "F32", True
-    return "F64", bits + max(widest, span) <= MANTISSA_BITS["F64"]
+    widest = max(abs(weight) for weight in weights.integers).bit_length()
+    largest = max(sum(abs(weight) for weight in weights.integers), weights.total)
+    span = (largest - 1).bit_length()
+    bits = max(inputs)
+    alike = len(set(inputs)) == 1 and max(bits, output) <= _HALF
+    if alike and bits + span + _SPREAD <= _SINGLE:
+        return True, True
+    return False, bits + max(widest, span) <= _DOUBLE

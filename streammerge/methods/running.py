@@ -1,0 +1,124 @@
+"""A method applied to a stretch of a tensor, block by block, in the dtype of the computation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streammerge.methods import Method
+from streammerge.methods.measuring import Measurement
+from streammerge.methods.place import Place
+from streammerge.methods.rounding import round_once
+from streammerge.methods.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be done to one tensor; called with stretches of it.
+
+    Attributes:
+        method: computes a block.
+        parameters: its keyword-only arguments.
+        compute: dtype of the computation, fp32 or fp64.
+        has_base: the last input is the base model.
+        name, shape: of the tensor.
+        unit: elements that must not be separated.
+        chunk: elements of a block, a multiple of that.
+        measured: the finished measurement, for methods that need one.
+    """
+
+    method: Method
+    parameters: Mapping[str, Any]
+    compute: torch.dtype
+    has_base: bool
+    name: str
+    shape: tuple[int, ...]
+    unit: int
+    chunk: int
+    measured: Measurement | None = None
+
+    def widened(self) -> Task:
+        """Return the same in fp64."""
+        return replace(self, compute=torch.float64)
+
+    def __call__(
+        self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
+    ) -> None:
+        """Merge a stretch.
+
+        Args:
+            inputs: flat and of equal length, of any float dtype; never written to.
+            out: flat; at most as long.
+            workspace: where temporaries come from.
+            start: number of the inputs' first element, a multiple of `unit`.
+            first: number of the first element of `out`, not before `start`.
+        """
+        if self.method.kernel:
+            wide = self.compute is torch.float64
+            self.method.function(inputs, out, workspace, wide, **self.parameters)
+            return
+        for block, arguments in self._blocks(inputs, workspace, start):
+            result: Tensor = self.method.function(**arguments, **self.parameters)
+            low = max(start + block.start, first)
+            high = min(start + block.stop, first + out.numel())
+            if low < high:
+                wanted = result.view(-1)[low - start - block.start : high - start - block.start]
+                _round(wanted, out[low - first : high - first], workspace)
+
+    def observe(self, inputs: Sequence[Tensor], workspace: Workspace, start: int) -> Iterator[Any]:
+        """Yield what the measurement takes from each chunk of a stretch."""
+        assert self.measured is not None
+        for _, arguments in self._blocks(inputs, workspace, start, everything=True):
+            tensors, base, place = (arguments[key] for key in ("tensors", "base", "place"))
+            yield self.measured.observe(tensors, base, place)
+
+    def _blocks(
+        self,
+        inputs: Sequence[Tensor],
+        workspace: Workspace,
+        start: int,
+        everything: bool = False,
+    ) -> Iterator[tuple[slice, dict[str, Any]]]:
+        """Yield each block's place in the stretch, and the arguments that the method sees."""
+        numel = inputs[0].numel()
+        for begin in range(0, numel, self.chunk):
+            block = slice(begin, min(begin + self.chunk, numel))
+            size = block.stop - begin
+            copies = [
+                workspace.buffer(f"input {i}", self.compute, size).copy_(tensor[block])
+                for i, tensor in enumerate(inputs)
+            ]
+            if self.method.granularity == "row":
+                copies = [copy.view(-1, self.unit) for copy in copies]
+            available = {
+                "tensors": copies[:-1] if self.has_base else copies,
+                "base": copies[-1] if self.has_base else None,
+                "measured": self.measured,
+                "place": Place(self.name, self.shape, start + begin, size),
+            }
+            yield block, available if everything else self.method.arguments(available)
+
+    def whole(self, inputs: Sequence[Tensor], out: Tensor) -> None:
+        """Merge a whole tensor for a method that needs it whole; `inputs` are flat."""
+        shaped = [tensor.to(self.compute, copy=True).view(self.shape) for tensor in inputs]
+        available = {
+            "tensors": shaped[:-1] if self.has_base else shaped,
+            "base": shaped[-1] if self.has_base else None,
+            "place": Place(self.name, self.shape, 0, out.numel()),
+        }
+        result: Tensor = self.method.function(**self.method.arguments(available), **self.parameters)
+        flat = result.reshape(-1)
+        workspace = Workspace(out.device)
+        for block in workspace.blocks(out.numel(), self.compute):
+            _round(flat[block], out[block], workspace)
+
+
+def _round(values: Tensor, out: Tensor, workspace: Workspace) -> None:
+    if values.dtype is torch.float64:
+        round_once(values, out, workspace)
+    else:
+        out.copy_(values)

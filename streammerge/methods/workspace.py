@@ -1,0 +1,43 @@
+"""Where a compute thread's temporaries come from: buffers allocated once, of a cache's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 512 * 1024
+"""Bytes of the running sum of a block on a CPU: it stays in the cache with what is added to it."""
+
+
+class Workspace:
+    """Buffers of one compute thread, allocated once.
+
+    Args:
+        device: where they lie.
+        block_bytes: size of each buffer.
+    """
+
+    def __init__(self, device: torch.device, block_bytes: int = BLOCK_BYTES) -> None:
+        self.device = device
+        self.block_bytes = block_bytes
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def numel(self, dtype: torch.dtype) -> int:
+        """Return how many elements of this dtype a block has."""
+        return self.block_bytes // dtype.itemsize
+
+    def blocks(self, numel: int, dtype: torch.dtype) -> Iterator[slice]:
+        """Yield the slices of blocks of this dtype that make up `numel` elements."""
+        step = self.numel(dtype)
+        for start in range(0, numel, step):
+            yield slice(start, min(start + step, numel))
+
+    def buffer(self, name: str, dtype: torch.dtype, numel: int) -> Tensor:
+        """Return the first `numel` elements of the buffer of that name; contents are undefined."""
+        key = (name, dtype)
+        if key not in self._buffers or self._buffers[key].numel() < numel:
+            room = max(numel, self.numel(dtype))  # a row can be longer than a block
+            self._buffers[key] = torch.empty(room, dtype=dtype, device=self.device)
+        return self._buffers[key][:numel]

@@ -1,0 +1,212 @@
+"""recipe + headers → Plan, without reading tensor data and without torch.
+
+Everything that can be refused is refused here, before a byte of the output exists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from streammerge.checkpoint import Checkpoint, as_read
+from streammerge.configs import compare_configs
+from streammerge.coverage import Decision, cover
+from streammerge.errors import RecipeError
+from streammerge.methods import METHODS, Method
+from streammerge.methods.parameters import Resolved, resolve
+from streammerge.methods.weights import exact_weights
+from streammerge.plan import (
+    ARITHMETIC,
+    InputFile,
+    OutputShard,
+    OutputTensor,
+    Plan,
+    PlanInput,
+    Step,
+)
+from streammerge.plugins import UnknownNameError
+from streammerge.recipe import Recipe
+from streammerge.tensors import layout_key
+from streammerge.version import __version__
+
+
+def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size: int) -> Plan:
+    """Return the plan of a merge.
+
+    Args:
+        recipe: what was asked for.
+        checkpoints: its models, opened, in the same order.
+        max_shard_size: bytes of tensor data in an output shard, unless one tensor is larger.
+
+    Raises:
+        CoverageError: the inputs do not match each other.
+        RecipeError: a part of the recipe that does not fit the inputs.
+    """
+    coverage = cover(checkpoints, recipe)
+    steps: dict[Step, int] = {}
+    tensors = []
+    for decision in coverage.decisions:
+        step = _step(decision, recipe, checkpoints)
+        number = steps.setdefault(step, len(steps))
+        info = decision.tensor
+        tensors.append(
+            OutputTensor(name=info.name, dtype=info.dtype, shape=info.shape, step=number)
+        )
+    donor = _donor(recipe, checkpoints)
+    notes = [note for c in checkpoints for note in c.notes] + coverage.notes
+    return Plan(
+        streammerge=__version__,
+        arithmetic=ARITHMETIC,
+        recipe=recipe,
+        inputs=tuple(_inputs(checkpoints, list(steps))),
+        steps=tuple(steps),
+        shards=_shards(tensors, max_shard_size),
+        side_files_from=donor,
+        notes=(*notes, *compare_configs(checkpoints, donor)),
+    )
+
+
+def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Step:
+    name = decision.tensor.name
+    if decision.action != "merge":
+        if any(
+            as_read(checkpoints[i], name).dtype != decision.tensor.dtype for i in decision.sources
+        ):
+            return _rounded_copy(decision.sources[0])
+        return Step(action=decision.action, sources=decision.sources)
+    treatment = recipe.treatment(name)
+    method = find_method(treatment.method)
+    base = _base(method, recipe)
+    models = [i for i in decision.sources if i != base and i < len(recipe.models)]
+    _check_count(method, len(models))
+    parameters = resolve(
+        method.name, method.parameters, treatment.parameters, [treatment.each[i] for i in models]
+    )
+    method.check(dict(parameters))
+    if method.drops_zero:
+        models, parameters = _without_zeros(models, parameters)
+    sources = (*models, base) if base is not None else tuple(models)
+    dtypes = {as_read(checkpoints[i], name).dtype for i in sources} | {decision.tensor.dtype}
+    wide = not method.kernel and not dtypes <= {"BF16", "F16"}
+    return Step(
+        action="merge",
+        sources=sources,
+        has_base=base is not None,
+        method=method.name,
+        parameters=parameters,
+        compute="F64" if wide or recipe.compute_dtype == "float64" else "F32",
+        granularity=method.granularity,
+        passes=method.passes,
+    )
+
+
+def _rounded_copy(source: int) -> Step:
+    """Return the step for a copy of what a view computes: an average of one, rounded."""
+    average = METHODS.get("average")
+    parameters = resolve(average.name, average.parameters, {}, [{}])
+    return Step(action="merge", sources=(source,), method=average.name, parameters=parameters)
+
+
+def find_method(name: str) -> Method:
+    """Return the merge method of that name or alias.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    try:
+        return METHODS.get(name)
+    except UnknownNameError as error:
+        raise RecipeError(str(error.args[0]), "`streammerge methods` lists them.") from None
+
+
+def _base(method: Method, recipe: Recipe) -> int | None:
+    if method.base == "none":
+        return None
+    if method.base == "required" and recipe.base is None:
+        raise RecipeError(
+            f"{method.name} works on differences to a base model, and the recipe names none",
+            "Add `base_model: …`.",
+        )
+    return recipe.base
+
+
+def _check_count(method: Method, count: int) -> None:
+    least, most = method.models
+    if count < least or (most is not None and count > most):
+        wanted = f"{least}" if least == most else f"{least} to {most}" if most else f"{least}"
+        beside = " besides the base model" if method.base != "none" else ""
+        more = "" if most else " or more"
+        raise RecipeError(f"{method.name} takes {wanted}{more} models{beside}, not {count}")
+
+
+def _without_zeros(models: list[int], parameters: Resolved) -> tuple[list[int], Resolved]:
+    """Leave out the models of weight 0: they contribute nothing and need not be read."""
+    weights = dict(parameters)["weight"]
+    assert isinstance(weights, tuple)
+    kept = [n for n, weight in enumerate(weights) if weight != 0]
+    chosen = tuple(
+        (name, tuple(value[n] for n in kept) if isinstance(value, tuple) else value)
+        for name, value in parameters
+    )
+    return [models[n] for n in kept], chosen
+
+
+def _inputs(checkpoints: Sequence[Checkpoint], steps: Sequence[Step]) -> list[PlanInput]:
+    shares = _coefficients(steps, len(checkpoints))
+    inputs = []
+    for checkpoint, share in zip(checkpoints, shares, strict=True):
+        files = tuple(
+            InputFile(name=name, size=identity.size, version=identity.version, header_sha256=digest)
+            for name, (identity, digest) in sorted(checkpoint.identity().items())
+        )
+        inputs.append(PlanInput(label=checkpoint.label, coefficient=share, files=files))
+    return inputs
+
+
+def _coefficients(steps: Sequence[Step], count: int) -> list[float | None]:
+    """Return the share of each model, where all that is merged is one and the same average."""
+    merges = {(s.method, s.sources, s.parameters) for s in steps if s.action == "merge"}
+    method, sources, parameters = next(iter(merges), ("", (), ()))
+    if len(merges) != 1 or method != "average":
+        return [None] * count
+    settings = dict(parameters)
+    weights = exact_weights(settings["weight"], settings["normalize"])  # type: ignore[arg-type]
+    shares = dict(zip(sources, weights.coefficients, strict=True))
+    return [shares.get(i, 0.0) for i in range(count)]
+
+
+def _donor(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> int:
+    if recipe.side_files_from is None:
+        return 0
+    if recipe.side_files_from in recipe.models:
+        return recipe.models.index(recipe.side_files_from)
+    raise RecipeError(
+        f"--side-files-from {recipe.side_files_from!r} is none of the models",
+        f"Give one of: {', '.join(recipe.models)}.",
+    )
+
+
+def _shards(tensors: list[OutputTensor], max_shard_size: int) -> tuple[OutputShard, ...]:
+    # The split follows the names alone, so that the inputs' own sharding has no influence.
+    by_name = {tensor.name: tensor for tensor in sorted(tensors, key=_natural_key)}
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda tensor: tensor.info.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    return tuple(
+        OutputShard(
+            file=file,
+            tensors=tuple(sorted((by_name[n] for n in names), key=lambda t: layout_key(t.info))),
+        )
+        for file, names in split.filename_to_tensors.items()
+    )
+
+
+def _natural_key(tensor: OutputTensor) -> list[tuple[int, str]]:
+    """Order layers.2 before layers.10; the digits' text breaks ties such as 1 and 01."""
+    parts = re.split(r"(\d+)", tensor.name)
+    return [(int(part) if part.isascii() and part.isdigit() else -1, part) for part in parts]
