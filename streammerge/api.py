@@ -12,6 +12,7 @@ from streammerge.budget import Layout, make_layout
 from streammerge.checkpoint import Checkpoint, open_checkpoint
 from streammerge.errors import RecipeError
 from streammerge.forecast import bytes_to_read
+from streammerge.inputs import open_inputs
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.directory import DirectoryOutput
 from streammerge.plan import Plan
@@ -85,8 +86,8 @@ def prepare_average(
     )
     budget = None if memory is None else parse_size(memory)
     shard_size = parse_size(max_shard_size)
-    checkpoints = [open_checkpoint(model) for model in recipe.models]
-    output = DirectoryOutput(Path(out), [Path(model) for model in recipe.models], overwrite)
+    checkpoints = open_inputs(recipe, open_checkpoint)
+    output = DirectoryOutput(Path(out), [Path(r) for r in recipe.references], overwrite)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
     layout = make_layout(plan, checkpoints, budget)

@@ -36,7 +36,7 @@ def forecast(
     """Return what a plan will move, and what is chosen for it."""
     modes: Counter[str] = Counter()
     for checkpoint in checkpoints:
-        for file in checkpoint.identity():
+        for file in {checkpoint.locate(name).file: None for name in checkpoint.tensors}:
             reader = checkpoint.open(file, io)
             modes[reader.mode] += 1
             reader.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast, overloa
 from streammerge import api
 from streammerge.api import AverageOptions, Reference, Result
 from streammerge.errors import RecipeError
-from streammerge.recipe import Recipe
+from streammerge.recipe import ModelEntry, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -195,10 +195,18 @@ def _recipe(
     names: Sequence[str], method: str, parameters: Mapping[str, Any], dtype: str | torch.dtype
 ) -> Recipe:
     """Return what a call asks for, as the recipe that a file would say it with."""
-    each = parameters["weight"]
-    weights = tuple(each[name] for name in names) if isinstance(each, Mapping) else None
-    name: Any = str(dtype).removeprefix("torch.")
-    recipe = Recipe(models=tuple(names), weights=weights, dtype=name)
+    own = {key: value for key, value in parameters.items() if isinstance(value, Mapping)}
+    entries = [
+        ModelEntry(model=name, parameters={k: v[name] for k, v in own.items() if name in v})
+        for name in names
+    ]
+    recipe = Recipe(
+        method=method,
+        models=tuple(entries),
+        base_model=BASE if BASE in names else None,
+        parameters={key: value for key, value in parameters.items() if key not in own},
+        out_dtype=cast(Any, str(dtype).removeprefix("torch.")),
+    )
     recipe.exact_weights()
     return recipe
 

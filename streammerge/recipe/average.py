@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast, get_args
 
 from streammerge.errors import RecipeError
+from streammerge.methods.weights import exact_weights
 from streammerge.recipe.entries import ModelEntry
 from streammerge.recipe.recipe import OutDtype, Recipe
 from streammerge.recipe.selection import Selection, expand, select
@@ -52,10 +53,11 @@ def average_recipe(
         )
     if schedule is not None:
         coefficients(schedule, len(models))
+    exact_weights(weights or [1])
     settings: list[Settings] = [{} for _ in models]
     for own, weight in zip(settings, weights or (), strict=False):
         own["weight"] = weight
-    recipe = Recipe(
+    return Recipe(
         models=tuple(
             ModelEntry(model=model, parameters=own)
             for model, own in zip(models, settings, strict=True)
@@ -66,8 +68,6 @@ def average_recipe(
         keep=tuple(keep),
         side_files_from=side_files_from,
     )
-    recipe.exact_weights()
-    return recipe
 
 
 def _dtype_name(name: str) -> OutDtype:

@@ -1,37 +1,36 @@
 """The recipe as data: what was asked for, checked as far as that goes without a checkpoint.
 
-It is JSON (in streammerge.json, to be read again by `verify --recompute`); what it was read from,
-and the lines there, are kept beside it for messages.
+It is JSON: streammerge.json holds it, and `verify --recompute` reads it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Literal, Self, cast
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from streammerge.errors import RecipeError
+from streammerge.methods import METHODS
+from streammerge.methods.weights import Weights, exact_weights
+from streammerge.plugins import UnknownNameError
 from streammerge.recipe.entries import Action, ModelEntry, ModuleEntry, Rule, SliceEntry, Tokenizer
+from streammerge.recipe.places import Placed
 from streammerge.recipe.sections import Section, lay_out, merged_models
-from streammerge.recipe.settings import Data, Many, Settings, Value
+from streammerge.recipe.settings import Many, Settings, Value
 from streammerge.recipe.treatment import WITHOUT_EFFECT, Treatments
 from streammerge.schedules import coefficients
 from streammerge.tensors import FLOAT_CODES
-from streammerge.weights import Weights, exact_weights
 
 DtypeName = Literal["float64", "float32", "float16", "bfloat16"]
 OutDtype = Literal["auto", "float64", "float32", "float16", "bfloat16"]
-Path = tuple[str | int, ...]
-"""Where something stands in a recipe: keys and numbers of list items, from the top."""
-
-_AVERAGES = ("average", "linear", "simple_average", "weighted_average", "model_soup")
 _EXACT = 2**53
+_AVERAGE_OPTIONS = {"models", "schedule", "out_dtype", "skip", "keep", "side_files_from"}
 
 
-class Recipe(Data):
+class Recipe(Placed):
     """One merge.
 
     Attributes:
@@ -80,9 +79,6 @@ class Recipe(Data):
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
 
-    _file: str = PrivateAttr("")
-    _lines: Mapping[Path, int] = PrivateAttr({})
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.slices and self.modules:
@@ -108,7 +104,7 @@ class Recipe(Data):
         except RecipeError as error:
             raise ValueError(error.message) from error
         weighted = any("weight" in model.parameters for model in self.models)
-        if self.method not in _AVERAGES or self.slices or self.modules:
+        if not self._is_average or self.sections:
             raise ValueError("a schedule is for averages of whole models")
         if weighted or not {"weight", "normalize"}.isdisjoint(self.parameters):
             raise ValueError("a schedule sets the weights, so `weight` and `normalize` are not set")
@@ -126,13 +122,19 @@ class Recipe(Data):
         return models if alone else (*models, str(self.base_model))
 
     @cached_property
-    def references(self) -> tuple[str, ...]:
-        """Every checkpoint that is read, once: with slices, those that the inputs are made of."""
+    def opened(self) -> tuple[str, ...]:
+        """What is read, once each: with slices, what the inputs are made of."""
         if not self.sections:
             return tuple(dict.fromkeys(self.inputs))
         sources = [s.model for section in self.sections for s in section.sources if s]
         donor = self.side_files_from or self.base_model or sources[0]
         return tuple(dict.fromkeys([*sources, donor]))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every checkpoint that is read, once, those of recipes in a model's place included."""
+        inner = {name: recipe.references for name, recipe in self.recipes.items()}
+        return tuple(dict.fromkeys(r for name in self.opened for r in inner.get(name, (name,))))
 
     @property
     def base(self) -> int | None:
@@ -144,7 +146,7 @@ class Recipe(Data):
     @property
     def donor(self) -> str:
         """The reference whose config, tokenizer and so on are copied."""
-        return self.side_files_from or self.base_model or self.references[0]
+        return self.side_files_from or self.base_model or self.opened[0]
 
     @property
     def dtype_code(self) -> str | None:
@@ -214,36 +216,24 @@ class Recipe(Data):
                 where = self.place(("models", number, "parameters", "weight"))
                 raise RecipeError(f"{where}: the weights differ between tensors")
             weights.append(weight)
-        return exact_weights(weights)
+        return exact_weights(weights, self.parameters.get("normalize", True) is not False)
 
-    def place(self, path: Path) -> str:
-        """Return where something stands: file and line, or keys where it came from no file."""
-        for length in range(len(path), -1, -1):
-            if path[:length] in self._lines:
-                return f"{self._file}, line {self._lines[path[:length]]}"
-        return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)[1:]
-
-    def place_of(self, key: str, model: int | None = None) -> str:
-        """Return where a parameter is set: at a model, given its index, or for all of them."""
-        for path in self._lines:
-            if path[-2:] == ("parameters", key) and (
-                model is None or path[:2] == ("models", model) or "sources" in path
-            ):
-                return self.place(path)
-        at = ("models", model) if model is not None and not self.sections else ()
-        return self.place((*at, "parameters", key))
-
-    def read_from(self, file: str, lines: Mapping[Path, int]) -> Self:
-        """Return the recipe with the places of its parts in a file."""
-        self._file, self._lines = file, lines
-        return self
+    @property
+    def _is_average(self) -> bool:
+        try:
+            return METHODS.get(self.method).name == "average"
+        except UnknownNameError:
+            return False
 
     def command(self, out: str) -> list[str]:
         """Return the command line that asks for the same."""
-        if self._file:
-            return ["streammerge", "merge", self._file, "-o", out]
-        words = ["streammerge", "average", *self.inputs, "-o", out]
+        said = self.model_dump(exclude_defaults=True)
         weights = [entry.parameters.get("weight") for entry in self.models]
+        own = sum(len(entry.parameters) for entry in self.models)
+        plain = said.keys() <= _AVERAGE_OPTIONS and own == sum(w is not None for w in weights)
+        if self.file or not plain:
+            return ["streammerge", "merge", self.file or "recipe.yml", "-o", out]
+        words = ["streammerge", "average", *self.inputs, "-o", out]
         words += [word for w in weights if w is not None for word in ("-w", str(w))]
         words += ["--schedule", self.schedule] if self.schedule is not None else []
         words += ["--dtype", self.out_dtype] if self.out_dtype != "auto" else []

@@ -17,16 +17,16 @@ from streammerge.recipe.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Layers of a model, or the whole module of it where `layers` is None."""
+    """Layers of a model, or the whole module of it where `layers` is None; and its place."""
 
     model: str
     layers: range | None
     parameters: Settings
+    path: tuple[str | int, ...] = ()
 
     def __str__(self) -> str:
-        return (
-            f"{self.model}[{self.layers.start}:{self.layers.stop}]" if self.layers else self.model
-        )
+        chosen = f"[{self.layers.start}:{self.layers.stop}]" if self.layers else ""
+        return self.model + chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,11 @@ def lay_out(
 ) -> tuple[Section, ...]:
     """Return the sections of a recipe with slices or modules; none for one without."""
     if slices:
-        modules = {DEFAULT_MODULE: ModuleEntry(slices=tuple(slices))}
+        only = ModuleEntry(slices=tuple(slices))
+        return tuple(_seated(list(_sections(DEFAULT_MODULE, only, (), base_model))))
     found: list[Section] = []
     for key in sorted(modules, key=lambda key: key == DEFAULT_MODULE):
-        found += _sections(key, modules[key], base_model)
+        found += _sections(key, modules[key], ("modules", key), base_model)
     return tuple(_seated(found)) if found else ()
 
 
@@ -73,7 +74,9 @@ def labels(sections: Sequence[Section]) -> list[str]:
     return [" + ".join(parts) for parts in shown]
 
 
-def _sections(key: str, module: ModuleEntry, base_model: str | None) -> Iterable[Section]:
+def _sections(
+    key: str, module: ModuleEntry, path: tuple[str | int, ...], base_model: str | None
+) -> Iterable[Section]:
     if module.models:
         sources = [Source(entry.model, None, entry.parameters) for entry in module.models]
         if base_model is not None and all(source.model != base_model for source in sources):
@@ -82,16 +85,15 @@ def _sections(key: str, module: ModuleEntry, base_model: str | None) -> Iterable
         yield Section(key, None, tuple(sources), base, (module.parameters,), (True, True))
     position, last = 0, len(module.slices) - 1
     for number, piece in enumerate(module.slices):
-        sources = [Source(s.model, range(*s.layer_range), s.parameters) for s in piece.sources]
+        place = (*path, "slices", number)
+        sources = [
+            Source(s.model, range(*s.layer_range), s.parameters, (*place, "sources", i))
+            for i, s in enumerate(piece.sources)
+        ]
         layers = range(position, position + len(sources[0].layers or ()))
-        yield Section(
-            key,
-            layers,
-            tuple(sources),
-            _index(sources, piece.base_model or base_model),
-            (piece.parameters, module.parameters),
-            (number == 0, number == last),
-        )
+        base = _index(sources, piece.base_model or base_model)
+        settings = (piece.parameters, module.parameters)
+        yield Section(key, layers, tuple(sources), base, settings, (number == 0, number == last))
         position = layers.stop
 
 
