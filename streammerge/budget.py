@@ -27,12 +27,14 @@ BASE = 240 * MiB
 """Anonymous memory of the process with torch loaded, and of its threads (measured)."""
 WORKSPACE = 4 * MiB
 """Running sum and temporaries of one compute thread, and its stack and allocator arena."""
+CLIENT = 48 * MiB
+"""The client of the Hub, and its connections (measured)."""
 PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
 """Windows in flight: one is written, one merged, two are read."""
-USEFUL = 192 * MiB
-"""Buffers beyond this bring no more speed (measured)."""
+USEFUL, USEFUL_STREAMING = 192 * MiB, 384 * MiB
+"""Buffers beyond this bring no more speed (measured): from disks, and from the Hub."""
 MEASURED_AT_ONCE = 16
 """Tensors that lie in more than one window and are measured at the same time."""
 _MEASUREMENT = MiB // 2  # of one model's tensor: the counts of a radix select
@@ -73,13 +75,16 @@ class Layout:
         )
 
 
-def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None) -> Layout:
+def make_layout(
+    plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None, streaming: bool = False
+) -> Layout:
     """Return the layout that the budget allows.
 
     Args:
         plan: the merge.
         checkpoints: its opened inputs.
         memory: the budget in bytes; None for what is useful, at most half of what is free.
+        streaming: whether inputs are streamed from the Hub.
 
     Raises:
         BudgetError: the budget is too small; the message gives the least that works.
@@ -88,6 +93,8 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     tensors = sum(len(checkpoint.tensors) for checkpoint in checkpoints) + len(plan.tensors)
     fixed = BASE + PER_TENSOR * tensors + workers * _workspace(plan) + measurements(plan)
     fixed += whole_tensors(plan) + sum(c.scratch for c in checkpoints)  # one thread reads each
+    fixed += CLIENT if streaming else 0
+    useful = USEFUL_STREAMING if streaming else USEFUL
     ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
     row_room = rows(plan)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST
@@ -98,7 +105,7 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     longest = max(shard.file_size for shard in plan.shards)
     if memory is None:
         reason = "enough for full speed"
-        budget = fixed + USEFUL
+        budget = fixed + useful
         free = available_memory()
         if free is not None and budget > free // 2:
             budget, reason = max(free // 2, fixed + cost(smallest)), "half of what is free"
@@ -111,7 +118,7 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
             f"{len(checkpoints)} models with {tensors:,} tensors",
             f"The least that works here is --memory {least}MiB.",
         )
-    room = min(budget - fixed, USEFUL)
+    room = min(budget - fixed, useful)
     per_byte = FRAMES * (1 + sum(ratio * _SLACK for ratio in ratios))
     window = int((room - cost(0)) / per_byte)
     # A small output is cut into several windows too, so that reading and writing overlap.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from streammerge.budget import Layout, make_layout
-from streammerge.checkpoint import Checkpoint, as_read, open_checkpoint
+from streammerge.checkpoint import Checkpoint, HubAccess, as_read, open_checkpoint
 from streammerge.checks import CheckProgress, Finding
 from streammerge.checks.comparing import ComparingOutput
 from streammerge.errors import StreammergeError, listing
@@ -65,11 +65,16 @@ def check_recomputed(
 def _open_inputs(manifest: Manifest) -> tuple[list[Checkpoint], list[Finding]]:
     """Return the inputs that hold what they held when they were merged, and what is to be said."""
     recipe, opened, findings = manifest.recipe, dict[str, Checkpoint](), list[Finding]()
+    pinned = dict(zip(recipe.inputs, (record.pinned for record in manifest.inputs), strict=True))
     for reference in recipe.references:
         try:
-            opened[reference] = open_checkpoint(reference)
+            # A few tensors of a large model: what the cache lacks is not downloaded for them.
+            opened[reference] = open_checkpoint(
+                pinned.get(reference) or reference, HubAccess("stream")
+            )
         except StreammergeError as error:
-            hint = "" if reference.startswith("/") else " (paths count from where the merge ran)"
+            absolute = reference.startswith("/") or pinned.get(reference)
+            hint = "" if absolute else " (paths count from where the merge ran)"
             findings.append(Finding(reference, error.message + hint))
     inputs: list[Checkpoint | None] = [opened.get(reference) for reference in recipe.inputs]
     if len(opened) == len(recipe.references):
@@ -182,5 +187,5 @@ def _compare(
 
 def _layout(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Layout:
     """Return a layout whose windows no merge has."""
-    layout = make_layout(plan, checkpoints, None)
+    layout = make_layout(plan, checkpoints, None, any(c.pinned for c in checkpoints))
     return replace(layout, window=next(w for w in _WINDOWS if w < layout.window))

@@ -21,6 +21,7 @@ from streammerge.cli.progress import ProgressBar
 from streammerge.cli.startup import load_torch_beside
 from streammerge.errors import StreammergeError
 from streammerge.forecast import forecast
+from streammerge.push import push as push_output
 from streammerge.verify import verify as verify_output
 from streammerge.version import __version__
 
@@ -47,6 +48,11 @@ def average(
     keep: o.Keep = None,
     side_files_from: o.SideFilesFrom = None,
     overwrite: o.Overwrite = False,
+    push_to_hub: o.PushToHub = None,
+    private: o.Private = False,
+    branch: o.Branch = None,
+    create_pr: o.CreatePr = False,
+    token: o.Token = None,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
     json: o.Json = False,
@@ -68,6 +74,11 @@ def average(
             keep=keep or (),
             side_files_from=side_files_from,
             overwrite=overwrite,
+            push_to_hub=push_to_hub,
+            private=private,
+            branch=branch,
+            create_pr=create_pr,
+            token=token,
         )
         facts = forecast(prepared.plan, prepared.checkpoints, io.value, device)
         if dry_run:
@@ -75,13 +86,15 @@ def average(
             return
         if not quiet:
             show.plan(prepared, facts, verbose, to_stderr=True)
-        with ProgressBar(facts.bytes_read + facts.bytes_written, enabled=not quiet) as progress:
+        sent = prepared.output.bytes_to_send(prepared.plan)
+        total = facts.bytes_read + facts.bytes_written + sent
+        with ProgressBar(total, enabled=not quiet) as progress:
             result = api.execute(
                 prepared,
                 device=device,
                 io=io.value,
                 allow_nonfinite=allow_nonfinite,
-                command=["streammerge", *sys.argv[1:]],
+                command=["streammerge", *o.without_token(sys.argv[1:])],
                 progress=progress,
             )
         show.result_as_json(result) if json else show.result(result, facts)
@@ -101,6 +114,11 @@ def plan(
     keep: o.Keep = None,
     side_files_from: o.SideFilesFrom = None,
     overwrite: o.Overwrite = False,
+    push_to_hub: o.PushToHub = None,
+    private: o.Private = False,
+    branch: o.Branch = None,
+    create_pr: o.CreatePr = False,
+    token: o.Token = None,
     json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -118,6 +136,11 @@ def plan(
         keep,
         side_files_from,
         overwrite,
+        push_to_hub,
+        private,
+        branch,
+        create_pr,
+        token,
         dry_run=True,
         json=json,
         verbose=verbose,
@@ -158,6 +181,38 @@ def verify(
         show_verify.verification_as_json(done) if json else show_verify.verification(done)
         if done.findings:
             raise typer.Exit(1)
+
+
+@app.command()
+def push(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A folder that streammerge wrote.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="NAMESPACE/NAME", help="A repository; made if missing.")
+    ],
+    private: o.Private = False,
+    branch: o.Branch = None,
+    create_pr: o.CreatePr = False,
+    token: o.Token = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every byte and compare its sha256 first.")
+    ] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Push an output to the Hub, in one commit, sending only what is not there yet."""
+    with errors_for_people(interrupted="nothing was committed"):
+        with ProgressBar(0, enabled=not quiet, stage="checking") as progress:
+            pushed = push_output(
+                out,
+                repo,
+                private=private,
+                branch=branch,
+                create_pr=create_pr,
+                token=token,
+                verify=verify,
+                progress=progress.stage,
+            )
+        show.pushed_as_json(pushed) if json else show.pushed(pushed)
 
 
 def _version(value: bool) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +27,17 @@ class Io(StrEnum):
     buffered = "buffered"
 
 
+def without_token(words: Sequence[str]) -> list[str]:
+    """Return a command line without the secret in it: it goes into files that others will see."""
+    kept: list[str] = []
+    follows = False
+    for word in words:
+        if not follows and word != "--token" and not word.startswith("--token="):
+            kept.append(word)
+        follows = word == "--token" and not follows
+    return kept
+
+
 def _check_count(text: str | None) -> str | None:
     if text is None or text == "all" or (text.isdecimal() and int(text) > 0):
         return text
@@ -42,7 +53,47 @@ Models = Annotated[
     ),
 ]
 Out = Annotated[
-    Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.", show_default=False)
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="Folder to write, or hf://NAMESPACE/NAME[@BRANCH] on the Hub.",
+        show_default=False,
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        help="For the Hub. Default: HF_TOKEN, or whoever has run `hf auth login`.",
+        show_default=False,
+    ),
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="NAMESPACE/NAME",
+        help="Push OUT to this repository on the Hub when it is finished.",
+        show_default=False,
+    ),
+]
+Private = Annotated[
+    bool, typer.Option("--private", help="Make the repository private, if it has to be made.")
+]
+Branch = Annotated[
+    str | None,
+    typer.Option(
+        "--branch",
+        metavar="NAME",
+        help="Branch of the repository, made if missing. Default: main.",
+        show_default=False,
+    ),
+]
+CreatePr = Annotated[
+    bool, typer.Option("--create-pr", help="Open a pull request instead of moving the branch.")
 ]
 Weight = Annotated[
     list[float] | None,

@@ -16,6 +16,7 @@ from streammerge.api import Prepared, Result
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
+from streammerge.outputs import Pushed
 from streammerge.plan import Step
 from streammerge.tensors import TensorInfo, format_size
 
@@ -157,14 +158,30 @@ def result(done: Result, facts: Forecast) -> None:
         f"{format_size(facts.bytes_written)} in {done.seconds:.1f} s "
         f"({format_size(rate)}/s read and written; files read: {how})"
     )
-    if done.kept:
+    if done.kept == len(done.shards):
+        console.print("  an interrupted run had merged all of it already")
+    elif done.kept:
         console.print(f"  {done.kept} finished shards of an interrupted run were kept")
     for shard in done.shards[:_FEW]:
         console.print(f"  {shard.file}  {format_size(shard.bytes)}  sha256 {shard.sha256}")
     if len(done.shards) > _FEW:
         console.print(f"  … and {len(done.shards) - _FEW} more in streammerge.json")
+    if done.pushed is not None:
+        pushed(done.pushed)
     for name, count in sorted(done.nonfinite.items()):
         console.print(f"  [yellow]{count:,} NaN or Inf[/] in {escape(printable(name))}")
+
+
+def pushed(done: Pushed) -> None:
+    """Print where a model is on the Hub now."""
+    where = f"{done.repo}@{done.branch}"
+    what = "pushed in one commit" if done.new else "was there already, and nothing was sent"
+    open_console().print(f"{escape(where)}: {what}, {escape(done.url)}")
+
+
+def pushed_as_json(done: Pushed) -> None:
+    """Print where a model is on the Hub as one JSON object."""
+    print_json(asdict(done))
 
 
 def result_as_json(done: Result) -> None:

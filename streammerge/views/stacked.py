@@ -6,15 +6,17 @@ plans or executes a merge knows of layers.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 from streammerge.formats import Checkpoint
 from streammerge.formats.safetensors import Location
-from streammerge.storage import FileIdentity, IoMode, RangeReader
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
 from streammerge.tensors import TensorInfo
+from streammerge.views.wrapping import encode_json
 
 
 class Stacked:
@@ -50,6 +52,7 @@ class Stacked:
             id(checkpoint): f"{number}:{checkpoint.label}/"
             for number, checkpoint in enumerate(self._checkpoints, start=1)
         }
+        self.pinned = " + ".join(c.pinned for c in self._checkpoints if c.pinned)
 
     @property
     def scratch(self) -> int:
@@ -72,6 +75,15 @@ class Stacked:
         checkpoint = self._checkpoints[int(file.partition(":")[0]) - 1]
         return checkpoint.open(file.removeprefix(self._prefixes[id(checkpoint)]), mode)
 
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Return what the parts need for these tensors."""
+        wanted = [self._parts[name] for name in names]
+        return [
+            _Download(self._prefixes[id(checkpoint)] + download.file, download)
+            for checkpoint in self._checkpoints
+            for download in checkpoint.downloads(n for part, n in wanted if part is checkpoint)
+        ]
+
     def identity(self) -> dict[str, tuple[FileIdentity, str]]:
         """Return the identities of all files of all parts."""
         return {
@@ -80,11 +92,12 @@ class Stacked:
             for file, known in checkpoint.identity().items()
         }
 
-    def side_files(self) -> Mapping[str, int]:
-        """Return path and size of the donor's side files."""
+    def side_files(self) -> Mapping[str, FileIdentity]:
+        """Return path and identity of the donor's side files."""
         files = dict(self._donor.side_files())
-        if "config.json" in files:
-            files["config.json"] = len(self.read_side_file("config.json"))
+        if "config.json" in files and self._config != self._donor.config:
+            size = len(self.read_side_file("config.json"))
+            files["config.json"] = FileIdentity(size, f"as {self.label} has it")
         return files
 
     def card(self) -> str:
@@ -94,5 +107,27 @@ class Stacked:
     def read_side_file(self, path: str) -> bytes:
         """Return the content of a side file; config.json as it is shown here."""
         if path == "config.json" and self._config != self._donor.config:
-            return (json.dumps(self._config, indent=2, ensure_ascii=False) + "\n").encode()
+            return encode_json(self._config)
         return self._donor.read_side_file(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Download:
+    """A download of a part, under the name that its file has here; see `storage.Download`."""
+
+    file: str
+    inner: Download
+
+    @property
+    def missing(self) -> int:
+        """Bytes to be fetched."""
+        return self.inner.missing
+
+    @property
+    def folder(self) -> Path:
+        """Where it will lie."""
+        return self.inner.folder
+
+    def run(self, progress: Callable[[int], None], stop: Event) -> list[str]:
+        """Fetch and check the file."""
+        return self.inner.run(progress, stop)
