@@ -17,6 +17,7 @@ from streammerge.outputs.directory import DirectoryOutput
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
+from streammerge.relatives import check_relatives
 from streammerge.storage import IoMode
 from streammerge.tensors import parse_size
 
@@ -73,6 +74,7 @@ def prepare_average(
     keep: Sequence[str] = (),
     side_files_from: Reference | None = None,
     overwrite: bool = False,
+    strict: bool = False,
 ) -> Prepared:
     """Open the inputs, plan their average and check that it can be carried out; see `average`."""
     recipe = average_recipe(
@@ -91,6 +93,8 @@ def prepare_average(
     plan = make_plan(recipe, checkpoints, shard_size)
     layout = make_layout(plan, checkpoints, budget)
     output.check_space(plan)
+    notes = (*plan.notes, *check_relatives(plan, checkpoints, strict))
+    plan = plan.model_copy(update={"notes": notes})
     return Prepared(plan, checkpoints, layout, output)
 
 
@@ -161,6 +165,7 @@ class PlanOptions(TypedDict, total=False):
     keep: Sequence[str]
     side_files_from: Reference | None
     overwrite: bool
+    strict: bool
 
 
 class AverageOptions(PlanOptions, total=False):
@@ -192,6 +197,7 @@ def average(
     keep: Sequence[str] = (),
     side_files_from: Reference | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     io: IoMode = "auto",
     allow_nonfinite: bool = False,
     progress: Progress = lambda nbytes: None,
@@ -210,6 +216,7 @@ def average(
         keep: globs of tensor names to take from the first model that has them.
         side_files_from: the model whose config and tokenizer are copied; the first by default.
         overwrite: replace a checkpoint that is in `out` already.
+        strict: refuse models that look unrelated, which is only a note otherwise.
         io: how inputs are read: auto, direct, mmap or buffered.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
         progress: called with the bytes read and written since the last call.
@@ -228,6 +235,7 @@ def average(
         keep=keep,
         side_files_from=side_files_from,
         overwrite=overwrite,
+        strict=strict,
     )
     if io not in ("auto", "direct", "mmap", "buffered"):
         raise RecipeError(f"io {io!r} is not known", "Choose auto, direct, mmap or buffered.")

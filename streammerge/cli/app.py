@@ -47,6 +47,7 @@ def average(
     keep: o.Keep = None,
     side_files_from: o.SideFilesFrom = None,
     overwrite: o.Overwrite = False,
+    strict: o.Strict = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
     json: o.Json = False,
@@ -68,6 +69,7 @@ def average(
             keep=keep or (),
             side_files_from=side_files_from,
             overwrite=overwrite,
+            strict=strict,
         )
         facts = forecast(prepared.plan, prepared.checkpoints, io.value, device)
         if dry_run:
@@ -101,6 +103,7 @@ def plan(
     keep: o.Keep = None,
     side_files_from: o.SideFilesFrom = None,
     overwrite: o.Overwrite = False,
+    strict: o.Strict = False,
     json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -118,6 +121,7 @@ def plan(
         keep,
         side_files_from,
         overwrite,
+        strict,
         dry_run=True,
         json=json,
         verbose=verbose,
