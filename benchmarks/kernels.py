@@ -63,6 +63,7 @@ def method_work(
         has_base=False,
         name="",
         shape=(),
+        rows=False,
         unit=1,
         chunk=1,
     )

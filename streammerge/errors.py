@@ -11,8 +11,9 @@
     ├── PlanError                 the merge cannot be carried out here
     │   ├── BudgetError           the memory budget is too small
     │   └── DiskSpaceError        the output does not fit on the disk
-    ├── OutputError               the output folder cannot be used or written
+    ├── OutputError               the output cannot be used or written
     │   └── ManifestError         an output has no streammerge.json that can be read
+    ├── HubError                  the Hub refuses, or cannot be reached
     └── MergeError                found while merging
         ├── TensorsDifferError    integer or bool tensors that should be equal are not
         ├── NonFiniteError        NaN or Inf in an input, or made by the merge
@@ -84,11 +85,15 @@ class DiskSpaceError(PlanError):
 
 
 class OutputError(StreammergeError):
-    """The output folder cannot be used or written."""
+    """The output cannot be used or written."""
 
 
 class ManifestError(OutputError):
     """An output has no streammerge.json that can be read, so nothing can be verified."""
+
+
+class HubError(StreammergeError):
+    """The Hub refuses what was asked of it, or cannot be reached."""
 
 
 class MergeError(StreammergeError):

@@ -50,6 +50,7 @@ class Measurements:
             has_base=step.has_base,
             name=tensor.name,
             shape=tensor.shape,
+            rows=step.granularity == "row",
             unit=unit_length(step, tensor.shape),
             chunk=chunk_length(step, tensor.shape),
             measured=self._by_name.get(tensor.name),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from streammerge import api
 from streammerge.api import AverageOptions, Reference, Result
 from streammerge.errors import RecipeError
-from streammerge.recipe import Recipe
+from streammerge.inmemory.recipes import make_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +87,11 @@ def average(models: Iterable[Any], out: Reference | None = None, **options: Any)
             "models in memory are averaged to a model in memory, not to a folder",
             "Leave out= away, and save the result, e.g. `merged.save_pretrained(out)`.",
         )
+    for name in options.keys() - ModelOptions.__optional_keys__:
+        raise RecipeError(
+            f"{name}= has no meaning for models in memory",
+            f"Known are {', '.join(sorted(ModelOptions.__optional_keys__))}.",
+        )
     return _average(given, **options)
 
 
@@ -108,7 +113,8 @@ def weighted_average(
     Raises:
         StreammergeError: with what is wrong, in which tensor of which model, and what to do.
     """
-    return cast(M, _average(_listed(models), weights=weights, normalize=normalize, **options))
+    merged: M = _average(_listed(models), weights=weights, normalize=normalize, **options)
+    return merged
 
 
 def merge_modules(
@@ -130,32 +136,31 @@ def merge_modules(
         method: a name that `streammerge methods` lists.
         base: the base model, if it is not among `models`.
         dtype: of merged tensors: auto (each keeps the first model's), float32, float16 or bfloat16.
-        keep: globs of tensor names to take from the base model, or the first if there is none.
+        keep: globs of tensor names to take from the first model.
         device: where blocks are merged; the models may lie anywhere.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
         parameters: of the method; a mapping from names of models gives each its own value.
 
     Returns:
-        a new module or state dict, like the first model (the base model, if there is one) in
+        a new module or state dict, like the base model (or the first, if there is none) in
         everything but its merged tensors.
 
     Raises:
         StreammergeError: with what is wrong, in which tensor of which model, and what to do.
     """
-    if not isinstance(models, Mapping) or not models:
+    given: Any = models
+    named = dict(given) if isinstance(given, Mapping) else {}
+    if not named.keys() - {BASE}:
         raise RecipeError(
             "merge_modules takes a mapping from names to models",
-            "Write {'a': model_a, 'b': model_b}, with the base model as '_pretrained_'.",
+            f"Write {{'a': model_a, 'b': model_b}}, with a base model as {BASE!r}.",
         )
-    named = dict(models)
-    if base is not None:
-        if BASE in named:
-            raise RecipeError("there are two base models", f"Give base= or {BASE!r}, not both.")
-        named[BASE] = base
-    if BASE in named:
-        named = {BASE: named.pop(BASE), **named}
-    recipe = _recipe(list(named), method, parameters, dtype)
-    return _merge(named, recipe, keep=keep, device=device, allow_nonfinite=allow_nonfinite)
+    if base is not None and BASE in named:
+        raise RecipeError("there are two base models", f"Give base= or {BASE!r}, not both.")
+    base = named.pop(BASE, base)
+    options = MemoryOptions(dtype=dtype, keep=keep, device=device, allow_nonfinite=allow_nonfinite)
+    merged: M = _merge(named, base, method, parameters, options)
+    return merged
 
 
 def _listed(models: Iterable[Any]) -> list[Any]:
@@ -176,34 +181,39 @@ def _average(
     *,
     weights: Weights | None = None,
     normalize: bool = True,
-    dtype: str | torch.dtype = "auto",
-    keep: str | Sequence[str] = (),
-    device: str = "cpu",
-    allow_nonfinite: bool = False,
+    **options: Unpack[MemoryOptions],
 ) -> Any:
     named = {f"models[{index}]": model for index, model in enumerate(models)}
-    if weights is not None and len(weights) != len(named):
-        count = "1 weight" if len(weights) == 1 else f"{len(weights)} weights"
-        raise RecipeError(f"{count} for {len(named)} models", "Give one for each model, in order.")
-    each = dict(zip(named, weights, strict=True)) if weights is not None else 1
-    parameters = {"weight": each, "normalize": normalize}
-    recipe = _recipe(list(named), "average", parameters, dtype)
-    return _merge(named, recipe, keep=keep, device=device, allow_nonfinite=allow_nonfinite)
+    parameters: dict[str, Any] = {"normalize": normalize}
+    if weights is not None:
+        if len(weights) != len(named):
+            count = "1 weight" if len(weights) == 1 else f"{len(weights)} weights"
+            raise RecipeError(f"{count} for {len(named)} models", "Give one for each, in order.")
+        parameters["weight"] = dict(zip(named, weights, strict=True))
+    return _merge(named, None, "average", parameters, options)
 
 
-def _recipe(
-    names: Sequence[str], method: str, parameters: Mapping[str, Any], dtype: str | torch.dtype
-) -> Recipe:
-    """Return what a call asks for, as the recipe that a file would say it with."""
-    each = parameters["weight"]
-    weights = tuple(each[name] for name in names) if isinstance(each, Mapping) else None
-    name: Any = str(dtype).removeprefix("torch.")
-    recipe = Recipe(models=tuple(names), weights=weights, dtype=name)
-    recipe.exact_weights()
-    return recipe
-
-
-def _merge(named: Mapping[str, Any], recipe: Recipe, **options: Any) -> Any:
+def _merge(
+    named: Mapping[str, Any],
+    base: Any,
+    method: str,
+    parameters: Mapping[str, Any],
+    options: MemoryOptions,
+) -> Any:
     from streammerge.inmemory.merge import merge  # torch is loaded here and not before
 
-    return merge(named, recipe, **options)
+    recipe = make_recipe(
+        list(named),
+        None if base is None else BASE,
+        method,
+        parameters,
+        options.get("dtype", "auto"),
+    )
+    return merge(
+        named if base is None else {**named, BASE: base},
+        recipe,
+        like=next(iter(named)) if base is None else BASE,
+        keep=options.get("keep", ()),
+        device=options.get("device", "cpu"),
+        allow_nonfinite=options.get("allow_nonfinite", False),
+    )

@@ -97,8 +97,8 @@ def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint])
         method=method.name,
         parameters=parameters,
         compute="F64" if wide or recipe.compute_dtype == "float64" else "F32",
-        granularity=method.granularity,
-        passes=method.passes,
+        granularity=method.granularity(dict(parameters)),
+        passes=method.passes(dict(parameters)),
     )
 
 
@@ -161,7 +161,10 @@ def _inputs(checkpoints: Sequence[Checkpoint], steps: Sequence[Step]) -> list[Pl
             InputFile(name=name, size=identity.size, version=identity.version, header_sha256=digest)
             for name, (identity, digest) in sorted(checkpoint.identity().items())
         )
-        inputs.append(PlanInput(label=checkpoint.label, coefficient=share, files=files))
+        pinned = checkpoint.pinned
+        inputs.append(
+            PlanInput(label=checkpoint.label, pinned=pinned, coefficient=share, files=files)
+        )
     return inputs
 
 

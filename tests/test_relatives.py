@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from demo.models import BASE, FINE_TUNE
 
 import streammerge
+from demo.models import BASE, FINE_TUNE
 from streammerge.api import prepare_average
 from streammerge.errors import UnrelatedError
 from streammerge.relatives import ELEMENTS, MATRICES, Relation, compare

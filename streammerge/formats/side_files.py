@@ -16,13 +16,8 @@ from typing import Any
 from streammerge.errors import CheckpointError, is_unicode
 from streammerge.storage import Storage
 
-_ROLES = (
-    # what the model is
-    "config.json",
-    "generation_config.json",
-    "configuration.json",
-    "params.json",
-    # how text becomes tokens
+# how text becomes tokens
+_TOKENIZER = (
     "tokenizer*.json",
     "tokenizer*.model",
     "tekken.json",
@@ -37,6 +32,14 @@ _ROLES = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
+)
+_ROLES = (
+    *_TOKENIZER,
+    # what the model is
+    "config.json",
+    "generation_config.json",
+    "configuration.json",
+    "params.json",
     # how images and sound become tensors
     "preprocessor_config.json",
     "processor_config.json",
@@ -60,6 +63,11 @@ _PLAIN_NAME = re.compile(r"\w[\w.-]*")
 def is_side_file(path: str) -> bool:
     """Whether a file at this path plays a role that the allow-list names."""
     return any(fnmatchcase(path, pattern) for pattern in _ROLES)
+
+
+def is_tokenizer_file(path: str) -> bool:
+    """Whether a file at this path belongs to a tokenizer, its chat template included."""
+    return any(fnmatchcase(path, pattern) for pattern in _TOKENIZER)
 
 
 def select_side_files(storage: Storage, config: Mapping[str, Any]) -> dict[str, int]:

@@ -21,15 +21,8 @@ from streammerge.errors import (
 )
 from streammerge.execute import Pipeline
 from streammerge.formats.memory import StateDictCheckpoint
-from streammerge.inmemory.models import (
-    Model,
-    Tensors,
-    check_alike,
-    describe,
-    require_same_names,
-    tensors_of,
-    tied_names,
-)
+from streammerge.inmemory.contents import Model, Tensors
+from streammerge.inmemory.models import Models, hold_together
 from streammerge.inmemory.results import new_like
 from streammerge.inmemory.tensorbytes import TensorBytes
 from streammerge.lanes import choose_device
@@ -40,7 +33,7 @@ from streammerge.recipe import Recipe
 from streammerge.tensors import torch_dtype
 
 _NO_LIMIT = 2**63
-_WINDOW = MiB  # what is merged stays in the cache until it is copied to its tensor
+_WINDOW = 2 * MiB  # what is merged stays in the cache until it is copied to its tensor
 _REMEDIES: dict[type[StreammergeError], str] = {  # in the words of Python, not of the command line
     CoverageError: "Merge models of one architecture; or take tensors from the first model with "
     "keep=[GLOB].",
@@ -55,15 +48,17 @@ def merge(
     models: Mapping[str, Model],
     recipe: Recipe,
     *,
-    keep: Sequence[str] = (),
+    like: str,
+    keep: str | Sequence[str] = (),
     device: str = "cpu",
     allow_nonfinite: bool = False,
 ) -> Model:
     """Return the merge of models as a new one of the same kind; none of them is changed.
 
     Args:
-        models: by label, in the order of the recipe's models; the first gives kind and flags.
+        models: by label, in the order of the recipe's inputs.
         recipe: what to do, with the labels as references.
+        like: label of the model that the result is like in all but its merged tensors.
         keep: globs of tensor names to take from the first model.
         device: where blocks are merged.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
@@ -71,43 +66,31 @@ def merge(
     Raises:
         StreammergeError: with what is wrong, in which tensor of which model, and what to do.
     """
-    check_alike(models)
-    held = {label: tensors_of(label, model) for label, model in models.items()}
-    require_same_names(held)
-    infos = {label: describe(label, tensors) for label, tensors in held.items()}
-    tied = tied_names(held)
-    leaders = list(dict.fromkeys(tied.values()))
-    first = next(iter(models))
-    kept = {tied[name] for name in _matching(held[first], keep)}
-    for name in leaders:
-        if infos[first][name].kind == "complex" and name not in kept:
-            raise UnsupportedError(
-                f"{printable(name)} in {first} is complex, and no rule merges such numbers",
-                f"Take it from the first model with keep=[{name!r}].",
-            )
-    merged = [n for n in leaders if infos[first][n].kind == "float" and n not in kept]
-    if not merged:
-        return _copy(models, held, tied, kept)
+    held = hold_together(models, like)
+    kept = {held.tied[name] for name in _matching(held.tied, keep)}
+    if not _has_floats(held, kept):
+        return _copy(held, kept)
     checkpoints = [
         StateDictCheckpoint(
             label,
-            {name: infos[label][name] for name in leaders},
-            {name: TensorBytes(tensors[name]) for name in leaders},
+            {name: held.infos[label][name] for name in held.leaders},
+            {name: TensorBytes(tensors[name]) for name in held.leaders},
         )
-        for label, tensors in held.items()
+        for label, tensors in held.tensors.items()
     ]
     exact_names = tuple(glob.escape(name) for name in sorted(kept))
     try:
         plan = make_plan(recipe.model_copy(update={"keep": exact_names}), checkpoints, _NO_LIMIT)
         dtypes = {tensor.name: torch_dtype(tensor.dtype) for tensor in plan.tensors}
-        result, new = new_like(first, models[first], held[first], tied, dtypes)
+        result, new = new_like(held, dtypes)
         _execute(plan, checkpoints, new, device, allow_nonfinite)
     except tuple(_REMEDIES) as error:
-        raise type(error)(error.message, _REMEDIES[type(error)]) from error
+        error.remedy = next(text for kind, text in _REMEDIES.items() if isinstance(error, kind))
+        raise
     return result
 
 
-def _matching(names: Iterable[str], globs: Sequence[str]) -> set[str]:
+def _matching(names: Iterable[str], globs: str | Sequence[str]) -> set[str]:
     found: set[str] = set()
     for pattern in [globs] if isinstance(globs, str) else globs:
         matches = {name for name in names if fnmatchcase(name, pattern)}
@@ -119,26 +102,40 @@ def _matching(names: Iterable[str], globs: Sequence[str]) -> set[str]:
     return found
 
 
-def _copy(
-    models: Mapping[str, Model],
-    held: Mapping[str, Tensors],
-    tied: Mapping[str, str],
-    kept: set[str],
-) -> Model:
-    """Return a copy of the first model where there is nothing to merge."""
-    (first, tensors), *others = held.items()
-    for name in set(tied.values()) - kept:
+def _has_floats(held: Models, kept: set[str]) -> bool:
+    """Whether there is anything to merge.
+
+    Raises:
+        UnsupportedError: there are numbers that cannot be.
+    """
+    kinds = set()
+    for name in held.leaders:
+        if name in kept:
+            continue
+        kind = held.infos[held.like][name].kind
+        if kind == "complex":
+            raise UnsupportedError(
+                f"{printable(name)} in {held.like} is complex, and no method merges such numbers",
+                f"Take it from the first model with keep=[{name!r}].",
+            )
+        kinds.add(kind)
+    return "float" in kinds
+
+
+def _copy(held: Models, kept: set[str]) -> Model:
+    """Return a copy where there is nothing to merge; what is not kept must be equal."""
+    (first, ours), *others = held.tensors.items()
+    for name in set(held.leaders) - kept:
         for label, theirs in others:
-            if not torch.equal(tensors[name], theirs[name]):
+            if not torch.equal(ours[name], theirs[name]):
                 raise TensorsDifferError(
-                    f"the {tensors[name].dtype} tensor {printable(name)} differs between {first} "
+                    f"the {ours[name].dtype} tensor {printable(name)} differs between {first} "
                     f"and {label}: integers have no average",
                     _REMEDIES[TensorsDifferError],
                 )
-    dtypes = {name: tensors[name].dtype for name in tied.values()}
-    result, new = new_like(first, models[first], tensors, tied, dtypes)
+    result, new = new_like(held, {name: ours[name].dtype for name in held.leaders})
     for name, tensor in new.items():
-        tensor.copy_(tensors[name])
+        tensor.copy_(ours[name].detach())
     return result
 
 

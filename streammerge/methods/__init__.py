@@ -44,11 +44,12 @@ class Method:
         function: computes a block.
         parameters: by name.
         base: whether it works on differences to a base model.
-        granularity: what a block must be: any elements, whole rows (a row is what lies behind the
-            first index), or the whole tensor with its shape.
+        granularity: what a block must be, by the parameters: any elements, whole rows (what lies
+            along the last axis), or the whole tensor with its shape.
         measure: makes the measurement that has to be finished before the first block; None for
             methods that need none.
-        passes: how often the measurement reads the tensor at most, in fp32.
+        passes: how often the measurement reads the tensor at most, by the parameters; 0 where
+            nothing is to be measured.
         models: least and most number of models, the base model not counted.
         memory: for whole tensors: bytes that it needs, by shape and number of models.
         drops_zero: a model of weight 0 contributes nothing, and need not be read.
@@ -62,9 +63,9 @@ class Method:
     function: Callable[..., Any]
     parameters: Mapping[str, Parameter]
     base: Literal["none", "optional", "required"]
-    granularity: Granularity
+    granularity: Callable[[Mapping[str, Any]], Granularity]
     measure: Make | None
-    passes: int
+    passes: Callable[[Mapping[str, Any]], int]
     models: tuple[int, int | None]
     memory: Callable[[tuple[int, ...], int], int]
     drops_zero: bool
@@ -100,9 +101,9 @@ def merge_method(
     name: str,
     *,
     aliases: tuple[str, ...] = (),
-    granularity: Granularity = "element",
+    granularity: Granularity | Callable[[Mapping[str, Any]], Granularity] = "element",
     measure: Make | None = None,
-    passes: int = 0,
+    passes: int | Callable[[Mapping[str, Any]], int] = 0,
     models: tuple[int, int | None] = (1, None),
     memory: Callable[[tuple[int, ...], int], int] = _several_copies,
     drops_zero: bool = False,
@@ -121,9 +122,9 @@ def merge_method(
             function=function,
             parameters=read_parameters(function),
             base="none" if base is None else "optional" if optional else "required",
-            granularity=granularity,
+            granularity=granularity if callable(granularity) else lambda _: granularity,
             measure=measure,
-            passes=passes,
+            passes=passes if callable(passes) else lambda _: passes,
             models=models,
             memory=memory,
             drops_zero=drops_zero,
@@ -137,4 +138,4 @@ def merge_method(
     return register
 
 
-from streammerge.methods import averages, slerp, task_vectors  # noqa: E402, F401  register themselves
+from streammerge.methods import averages, slerp, spectral, spheres, task_vectors  # noqa: E402, F401  register themselves

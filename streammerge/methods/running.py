@@ -26,6 +26,7 @@ class Task:
         compute: dtype of the computation, fp32 or fp64.
         has_base: the last input is the base model.
         name, shape: of the tensor.
+        rows: the method works on whole rows.
         unit: elements that must not be separated.
         chunk: elements of a block, a multiple of that.
         measured: the finished measurement, for methods that need one.
@@ -37,6 +38,7 @@ class Task:
     has_base: bool
     name: str
     shape: tuple[int, ...]
+    rows: bool
     unit: int
     chunk: int
     measured: Measurement | None = None
@@ -92,7 +94,7 @@ class Task:
                 workspace.buffer(f"input {i}", self.compute, size).copy_(tensor[block])
                 for i, tensor in enumerate(inputs)
             ]
-            if self.method.granularity == "row":
+            if self.rows:
                 copies = [copy.view(-1, self.unit) for copy in copies]
             available = {
                 "tensors": copies[:-1] if self.has_base else copies,
@@ -108,6 +110,7 @@ class Task:
         available = {
             "tensors": shaped[:-1] if self.has_base else shaped,
             "base": shaped[-1] if self.has_base else None,
+            "measured": None,
             "place": Place(self.name, self.shape, 0, out.numel()),
         }
         result: Tensor = self.method.function(**self.method.arguments(available), **self.parameters)

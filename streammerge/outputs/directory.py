@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from streammerge.errors import DiskSpaceError, OutputError, is_unicode, listing, printable
 from streammerge.formats.side_files import is_side_file
-from streammerge.outputs import WrittenShard
+from streammerge.outputs import Pushed, WrittenShard
 from streammerge.outputs.journal import JOURNAL, LOCK, Journal, partial_name, refusal
 from streammerge.outputs.manifest import MANIFEST, is_whole, published
 from streammerge.outputs.publishing import Publication
@@ -32,7 +32,9 @@ _T = TypeVar("_T")
 
 
 class DirectoryOutput:
-    """Writes to a folder; see `outputs.Output`."""
+    """Writes to a folder; see `outputs.Target`."""
+
+    pushed: Pushed | None = None
 
     needs_digest = True
 
@@ -44,7 +46,8 @@ class DirectoryOutput:
             inputs: files and folders that must not be written to.
             overwrite: whether an older checkpoint in the folder may be replaced.
         """
-        self.label = str(out)
+        self.label, self.place = str(out), out
+        self.progress: Callable[[int], None] = lambda nbytes: None
         self._out, self._staging = out, out / STAGING
         self._inputs, self._overwrite = inputs, overwrite
         self._made: list[Path] = []
@@ -108,16 +111,22 @@ class DirectoryOutput:
         """
         if self._may_be_published and published(LocalStorage(self._out), plan):
             return
-        existing = next(
-            p for p in (self._out.absolute(), *self._out.absolute().parents) if p.exists()
-        )
-        free = shutil.disk_usage(existing).free + _size_below(self._staging)
+        folder = existing(self._out)
+        free = shutil.disk_usage(folder).free + _size_below(self._staging)
         needed = plan.nbytes + _SPARE
         if needed > free:
             raise DiskSpaceError(
-                f"the output needs {format_size(needed)}, {existing} has {format_size(free)} free",
+                f"the output needs {format_size(needed)}, {folder} has {format_size(free)} free",
                 "Free some space, choose a folder on another disk, or a smaller --dtype.",
             )
+
+    def space(self, plan: Plan) -> tuple[Path, int]:
+        """Return the folder, and what is not written there yet."""
+        return self._out, plan.nbytes - _size_below(self._staging)
+
+    def bytes_to_send(self, plan: Plan) -> int:
+        """Return 0: nothing leaves this machine."""
+        return 0
 
     def _prepare(self, plan: Plan) -> list[WrittenShard]:
         for path in reversed([self._out, *self._out.parents]):
@@ -186,6 +195,9 @@ class DirectoryOutput:
         self._publication.publish(self._old, names, last)
         self._journal.release()
 
+    def stop(self) -> None:
+        """Do nothing: writes do not wait here."""
+
     def abandon(self) -> bool:
         """End without publishing; see `Output`."""
         if not self._owns_staging:
@@ -221,6 +233,11 @@ def _belongs_to_a_checkpoint(path: Path) -> bool:
         )
     weights = name.endswith((".safetensors", ".safetensors.index.json"))
     return weights or is_side_file(name) or name.endswith(".py") or name in _OWN_FILES
+
+
+def existing(path: Path) -> Path:
+    """Return a path that is there: this one, or the nearest above it."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def _size_below(folder: Path) -> int:

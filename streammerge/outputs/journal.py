@@ -44,22 +44,29 @@ class Journal:
         Raises:
             OutputError: another process is writing there.
         """
+        holder = self.try_lock()
+        if holder:
+            raise OutputError(
+                f"another streammerge (process {printable(holder)}) is writing to {label}",
+                "Wait until it is done, or choose another output.",
+            )
+
+    def try_lock(self) -> str:
+        """Lock the folder unless another process has; return that one's number, else ""."""
         try:
             import fcntl
         except ImportError:  # Windows
-            return
+            return ""
         self._lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
             self.release()
-            raise OutputError(
-                f"another streammerge (process {printable(holder)}) is writing to {label}",
-                "Wait until it is done, or choose another output folder.",
-            ) from None
+            return holder
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        return ""
 
     def release(self) -> None:
         """Let other processes in."""

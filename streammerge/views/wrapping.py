@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from streammerge.formats import Checkpoint
 from streammerge.formats.safetensors import Location
-from streammerge.storage import FileIdentity, IoMode, RangeReader
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
 
 Content = Callable[[], bytes]
 
@@ -24,6 +24,7 @@ class Wrapping:
     def __init__(self, base: Checkpoint, label: str | None = None) -> None:
         self.base = base
         self.label = base.label if label is None else label
+        self.pinned = base.pinned
         self.tensors = dict(base.tensors)
         self.notes = list(base.notes)
         self._config = base.config
@@ -53,10 +54,15 @@ class Wrapping:
         """Return what the checkpoint behind is identified by; subclasses add their own."""
         return self.base.identity()
 
-    def side_files(self) -> Mapping[str, int]:
-        """Return path and size of each side file, as changed."""
-        files = {p: n for p, n in self.base.side_files().items() if p not in self._hidden}
-        return files | {path: size for path, (size, _) in self._files.items()}
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Return what the checkpoint behind needs for these tensors."""
+        return self.base.downloads(name for name in names if name in self.base.tensors)
+
+    def side_files(self) -> Mapping[str, FileIdentity]:
+        """Return path and identity of each side file, as changed."""
+        files = {p: i for p, i in self.base.side_files().items() if p not in self._hidden}
+        changed = f"as {self.label} has it"
+        return files | {p: FileIdentity(size, changed) for p, (size, _) in self._files.items()}
 
     def card(self) -> str:
         """Return README.md; empty where there is none."""

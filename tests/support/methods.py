@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streammerge.methods import METHODS, Granularity
+from streammerge.methods import METHODS, Granularity, Method
+from streammerge.methods.measuring import Measurement
 from streammerge.methods.parameters import Value, resolve
 from streammerge.methods.running import Task
 from streammerge.methods.workspace import Workspace
@@ -48,7 +49,8 @@ def run_method(
     )
     method.check(parameters)
     sources = [t.reshape(-1) for t in (*tensors, *([base] if base is not None else []))]
-    step = _step(method.granularity, len(sources))
+    granularity = method.granularity(parameters)
+    step = _step(granularity, len(sources))
     task = Task(
         method=method,
         parameters=parameters,
@@ -56,16 +58,25 @@ def run_method(
         has_base=base is not None,
         name=tensor_name,
         shape=shape,
+        rows=granularity == "row",
         unit=unit_length(step, shape),
         chunk=chunk_length(step, shape),
-        measured=method.measure(len(tensors), shape, parameters) if method.measure else None,
+        measured=_measured(method, len(tensors), shape, parameters),
     )
     out = torch.empty(math.prod(shape), dtype=out_dtype or tensors[0].dtype)
-    if method.granularity == "tensor":
+    if granularity == "tensor":
         task.whole(sources, out)
     else:
         _run(task, sources, out, stretch or max(1, out.numel()))
     return out.reshape(shape)
+
+
+def _measured(
+    method: Method, count: int, shape: tuple[int, ...], parameters: Mapping[str, Any]
+) -> Measurement | None:
+    if method.measure is None or not method.passes(parameters):
+        return None
+    return method.measure(count, shape, parameters)
 
 
 def _step(granularity: Granularity, count: int) -> Step:

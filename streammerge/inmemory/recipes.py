@@ -1,0 +1,94 @@
+"""What a call from Python asks for, as the recipe that a file would ask for it with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from streammerge.errors import RecipeError
+from streammerge.planning import find_method
+from streammerge.recipe import DtypeName, Recipe, Treatment
+
+
+class _CallRecipe(Recipe):
+    """A recipe of any method; stands in for one that a file can say, too."""
+
+    method: str
+    base_model: str | None
+    parameters: dict[str, Any]
+    each: tuple[dict[str, Any], ...]
+
+    @property
+    def base(self) -> int | None:
+        """Index of the base model in `inputs`."""
+        return None if self.base_model is None else len(self.models)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The models, then the base model."""
+        return self.models if self.base_model is None else (*self.models, self.base_model)
+
+    def treatment(self, name: str) -> Treatment:
+        """Return what is said of a tensor."""
+        return Treatment(self.method, self.parameters, self.each)
+
+
+def make_recipe(
+    names: Sequence[str],
+    base: str | None,
+    method: str,
+    parameters: Mapping[str, Any],
+    dtype: object,
+) -> Recipe:
+    """Return the recipe of a merge of named models.
+
+    Args:
+        names: of the models, without the base model.
+        base: name of the base model, if there is one.
+        method: name or alias.
+        parameters: of the method; a mapping from names of models gives each its own value.
+        dtype: of merged tensors: "auto", a name, or a torch dtype.
+
+    Raises:
+        RecipeError: a method that is unknown or lacks its base model, or values that make no sense.
+    """
+    if find_method(method).base == "required" and base is None:
+        raise RecipeError(
+            f"{method} works on differences to a base model, and none is given",
+            "Name it '_pretrained_' among the models, or give it as base=.",
+        )
+    common: dict[str, Any] = {}
+    each: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in parameters.items():
+        if not isinstance(value, Mapping):
+            common[key] = _plain(value)
+            continue
+        if value.keys() != each.keys():
+            raise RecipeError(
+                f"{key} is given for {', '.join(map(repr, value))}",
+                f"Give one value for all models, or one for each: {', '.join(each)}.",
+            )
+        for name, own in value.items():
+            each[name][key] = _plain(own)
+    return _CallRecipe(
+        method=method,
+        models=tuple(names),
+        base_model=base,
+        parameters=common,
+        each=tuple(each.values()),
+        dtype=_dtype_name(dtype),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy or torch as one of Python."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _dtype_name(dtype: object) -> DtypeName:
+    name: Any = str(dtype).removeprefix("torch.")
+    if name not in get_args(DtypeName):
+        known = ", ".join(get_args(DtypeName))
+        raise RecipeError(f"{name!r} is no dtype of a merged model", f"Choose one of {known}.")
+    chosen: DtypeName = name
+    return chosen

@@ -1,0 +1,109 @@
+"""Linear combinations of whole tensors, with coefficients that follow from their inner products.
+
+What happens on the sphere, or in the plane of a few points, depends only on the angles and lengths
+between the points. So one pass measures the matrix of inner products (the Gram matrix), the
+coefficients are found with a few numbers in fp64, and a second pass sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streammerge.methods.measuring import Gram
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+Solve = Callable[[Matrix, Mapping[str, Any]], Sequence[float]]
+"""Returns a coefficient for each vector from their Gram matrix and the method's parameters."""
+Origin = Callable[[Sequence["Tensor"], "Tensor | None"], "tuple[Sequence[Tensor], Tensor | None]"]
+"""Returns the vectors of a block, and the point that they start from (None for zero)."""
+
+
+def absolute(
+    tensors: Sequence[Tensor], base: Tensor | None
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """The models as they are, the base model first if there is one."""
+    return ([base, *tensors] if base is not None else tensors), None
+
+
+def from_base(
+    tensors: Sequence[Tensor], base: Tensor | None
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """The task vectors if there is a base model, otherwise the models."""
+    if base is None:
+        return tensors, None
+    return [tensor.sub_(base) for tensor in tensors], base
+
+
+def from_first(
+    tensors: Sequence[Tensor], base: Tensor | None
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """The differences of the other models to the first."""
+    return [tensor.sub_(tensors[0]) for tensor in tensors[1:]], tensors[0]
+
+
+class Combination(Gram):
+    """The coefficients of a linear combination of a tensor's vectors.
+
+    Args:
+        origin: makes the vectors of a chunk.
+        solve: finds the coefficients.
+        parameters: of the method.
+
+    Attributes:
+        coefficients: one for each vector, once the tensor has been seen.
+    """
+
+    def __init__(self, origin: Origin, solve: Solve, parameters: Mapping[str, Any]) -> None:
+        super().__init__(lambda tensors, base: origin(tensors, base)[0])
+        self._origin, self._solve, self._parameters = origin, solve, parameters
+        self.coefficients: Sequence[float] = ()
+
+    def another_round(self) -> bool:
+        """Solve for the coefficients."""
+        super().another_round()
+        if self.values:
+            self.coefficients = self._solve(self.matrix, self._parameters)
+        return False
+
+    def apply(self, tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
+        """Return the combination of a block."""
+        vectors, origin = self._origin(tensors, base)
+        return combine(vectors, origin, self.coefficients)
+
+
+def combine(vectors: Sequence[Tensor], origin: Tensor | None, shares: Sequence[Any]) -> Tensor:
+    """Return origin + Σ cᵢvᵢ, in the memory of the vectors."""
+    terms = [vector.mul_(share) for vector, share in zip(vectors, shares, strict=True)]
+    if origin is not None:
+        terms.append(origin)
+    total = terms[0]
+    for term in terms[1:]:
+        total = total.add_(term)
+    return total
+
+
+def combination(
+    origin: Origin, solve: Solve
+) -> Callable[[int, tuple[int, ...], Mapping[str, Any]], Combination]:
+    """Return what makes the measurement of a method that is a combination."""
+    return lambda models, shape, parameters: Combination(origin, solve, parameters)
+
+
+def lengths(gram: Matrix) -> Vector:
+    """Return the Euclidean length of each vector."""
+    return np.sqrt(np.maximum(np.diag(gram), 0.0))
+
+
+def between(cosine: float, t: float) -> tuple[float, float]:
+    """Return the shares of two vectors on the arc between them, t of the way."""
+    angle = math.acos(min(1.0, max(-1.0, cosine)))
+    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
