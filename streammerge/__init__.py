@@ -4,14 +4,16 @@ from streammerge.api import Result, plan_average
 from streammerge.checks import Finding
 from streammerge.errors import StreammergeError
 from streammerge.modules import average, merge_modules, weighted_average
-from streammerge.outputs import WrittenShard
+from streammerge.outputs import Pushed, WrittenShard
 from streammerge.plan import Plan
+from streammerge.push import push
 from streammerge.verify import Verification, verify
 from streammerge.version import __version__
 
 __all__ = [
     "Finding",
     "Plan",
+    "Pushed",
     "Result",
     "StreammergeError",
     "Verification",
@@ -20,6 +22,7 @@ __all__ = [
     "average",
     "merge_modules",
     "plan_average",
+    "push",
     "verify",
     "weighted_average",
 ]

@@ -6,18 +6,19 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 from streammerge.budget import Layout, make_layout
-from streammerge.checkpoint import Checkpoint, open_checkpoint
+from streammerge.checkpoint import Checkpoint, HubAccess, open_checkpoint
+from streammerge.downloads import DownloadProgress, check_space, fetch, needed_downloads
 from streammerge.errors import RecipeError
 from streammerge.forecast import bytes_to_read
-from streammerge.outputs import WrittenShard
-from streammerge.outputs.directory import DirectoryOutput
+from streammerge.outputs import Pushed, Target, WrittenShard
+from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
-from streammerge.storage import IoMode
+from streammerge.storage import DownloadMode, IoMode
 from streammerge.tensors import parse_size
 
 Reference = str | os.PathLike[str]
@@ -29,7 +30,7 @@ class Result:
     """What was written.
 
     Attributes:
-        out: the folder.
+        out: the folder, or hf://namespace/name[@branch].
         shards: its weight files.
         parameters: number of elements.
         notes: what the user should know.
@@ -38,9 +39,10 @@ class Result:
         kept: how many shards an interrupted run had finished before.
         seconds: wall time of the merge proper.
         fingerprint: of the plan.
+        pushed: the commit on the Hub, where that was asked for.
     """
 
-    out: Path
+    out: Path | str
     shards: list[WrittenShard]
     parameters: int
     notes: list[str]
@@ -49,6 +51,7 @@ class Result:
     kept: int
     seconds: float
     fingerprint: str
+    pushed: Pushed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Prepared:
     plan: Plan
     checkpoints: list[Checkpoint]
     layout: Layout
-    output: DirectoryOutput
+    output: Target
 
 
 def prepare_average(
@@ -73,6 +76,9 @@ def prepare_average(
     keep: Sequence[str] = (),
     side_files_from: Reference | None = None,
     overwrite: bool = False,
+    download: DownloadMode = "cache",
+    token: str | None = None,
+    **hub: Unpack[HubOptions],
 ) -> Prepared:
     """Open the inputs, plan their average and check that it can be carried out; see `average`."""
     recipe = average_recipe(
@@ -85,12 +91,15 @@ def prepare_average(
     )
     budget = None if memory is None else parse_size(memory)
     shard_size = parse_size(max_shard_size)
-    checkpoints = [open_checkpoint(model) for model in recipe.models]
-    output = DirectoryOutput(Path(out), [Path(model) for model in recipe.models], overwrite)
+    access = HubAccess(download, token)
+    checkpoints = [open_checkpoint(model, access) for model in recipe.models]
+    output = open_output(out, recipe.models, overwrite, token, **hub)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
-    layout = make_layout(plan, checkpoints, budget)
+    streaming = download == "stream" and any(c.pinned for c in checkpoints)
+    layout = make_layout(plan, checkpoints, budget, streaming)
     output.check_space(plan)
+    check_space(needed_downloads(plan, checkpoints), *output.space(plan))
     return Prepared(plan, checkpoints, layout, output)
 
 
@@ -102,6 +111,7 @@ def execute(
     allow_nonfinite: bool = False,
     command: Sequence[str] | None = None,
     progress: Progress = lambda nbytes: None,
+    download_progress: DownloadProgress = lambda nbytes, total: None,
 ) -> Result:
     """Carry out a prepared merge and publish its output; see `average`."""
     from streammerge.execute import Pipeline  # torch is loaded here and not before
@@ -110,8 +120,11 @@ def execute(
 
     plan, output = prepared.plan, prepared.output
     chosen = choose_device("cpu" if device == "auto" else device)
+    output.progress = progress
     try:
         kept = output.begin(plan)
+        needed = needed_downloads(plan, prepared.checkpoints, {shard.file for shard in kept})
+        told = fetch(needed, download_progress)
         for shard in kept:
             progress(shard.bytes + bytes_to_read(plan, prepared.checkpoints, shard.file))
         report = Pipeline(
@@ -138,19 +151,20 @@ def execute(
             error.add_note("The finished shards are kept: the same command goes on after them.")
         raise
     return Result(
-        out=Path(output.label),
+        out=output.place,
         shards=report.shards,
         parameters=plan.parameters,
-        notes=list(plan.notes),
+        notes=[*plan.notes, *told],
         nonfinite=dict(report.nonfinite),
         read_modes=dict(report.read_modes),
         kept=len(kept),
         seconds=report.seconds,
         fingerprint=plan.fingerprint(),
+        pushed=output.pushed,
     )
 
 
-class PlanOptions(TypedDict, total=False):
+class PlanOptions(HubOptions, total=False):
     """The options of `average` that a plan depends on."""
 
     weights: Sequence[float] | None
@@ -161,6 +175,8 @@ class PlanOptions(TypedDict, total=False):
     keep: Sequence[str]
     side_files_from: Reference | None
     overwrite: bool
+    download: DownloadMode
+    token: str | None
 
 
 class AverageOptions(PlanOptions, total=False):
@@ -194,13 +210,18 @@ def average(
     overwrite: bool = False,
     io: IoMode = "auto",
     allow_nonfinite: bool = False,
+    download: DownloadMode = "cache",
+    token: str | None = None,
     progress: Progress = lambda nbytes: None,
+    download_progress: DownloadProgress = lambda nbytes, total: None,
+    **hub: Unpack[HubOptions],
 ) -> Result:
-    """Write the weighted average of checkpoints of one architecture to a folder.
+    """Write the weighted average of checkpoints of one architecture to a folder, or to the Hub.
 
     Args:
-        models: two or more folders with safetensors weights, or paths of .safetensors files.
-        out: the folder to write; made if missing.
+        models: folders with safetensors weights, .safetensors files, or org/name[@revision] on
+            the Hub; two or more.
+        out: the folder to write, made if missing; or hf://namespace/name[@branch] on the Hub.
         weights: one for each model, in order, in any proportion; decimals count as written.
         dtype: auto (each tensor keeps the first model's), float32, float16 or bfloat16.
         memory: bound on the process's anonymous memory, e.g. "1GiB" or bytes.
@@ -212,7 +233,11 @@ def average(
         overwrite: replace a checkpoint that is in `out` already.
         io: how inputs are read: auto, direct, mmap or buffered.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
-        progress: called with the bytes read and written since the last call.
+        download: weights on the Hub go through the "cache" of its client, or "stream" unstored.
+        token: for the Hub; the one that is logged in by default.
+        progress: called with the bytes read, written and sent since the last call.
+        download_progress: called with the bytes downloaded since the last call, and all of them.
+        hub: how the result gets to the Hub; see `outputs.targets.HubOptions`.
 
     Raises:
         StreammergeError: with what is wrong, where, and what to do; nothing is left in `out`.
@@ -228,9 +253,17 @@ def average(
         keep=keep,
         side_files_from=side_files_from,
         overwrite=overwrite,
+        download=download,
+        token=token,
+        **hub,
     )
     if io not in ("auto", "direct", "mmap", "buffered"):
         raise RecipeError(f"io {io!r} is not known", "Choose auto, direct, mmap or buffered.")
     return execute(
-        prepared, device=device, io=io, allow_nonfinite=allow_nonfinite, progress=progress
+        prepared,
+        device=device,
+        io=io,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+        download_progress=download_progress,
     )

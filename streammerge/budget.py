@@ -27,6 +27,8 @@ BASE = 240 * MiB
 """Anonymous memory of the process with torch loaded, and of its threads (measured)."""
 WORKSPACE = 4 * MiB
 """Running sum and temporaries of one compute thread, and its stack and allocator arena."""
+CLIENT = 48 * MiB
+"""The client of the Hub, and its connections (measured)."""
 PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
@@ -73,13 +75,16 @@ class Layout:
         )
 
 
-def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None) -> Layout:
+def make_layout(
+    plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None, streaming: bool = False
+) -> Layout:
     """Return the layout that the budget allows.
 
     Args:
         plan: the merge.
         checkpoints: its opened inputs.
         memory: the budget in bytes; None for what is useful, at most half of what is free.
+        streaming: whether inputs are streamed from the Hub.
 
     Raises:
         BudgetError: the budget is too small; the message gives the least that works.
@@ -88,6 +93,7 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     tensors = sum(len(checkpoint.tensors) for checkpoint in checkpoints) + len(plan.tensors)
     fixed = BASE + PER_TENSOR * tensors + workers * _workspace(plan) + measurements(plan)
     fixed += whole_tensors(plan) + sum(c.scratch for c in checkpoints)  # one thread reads each
+    fixed += CLIENT if streaming else 0
     ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
     row_room = rows(plan)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from streammerge.formats.safetensors import Location
 from streammerge.measuring import Measurements, cpu_workspace
 from streammerge.openfiles import OpenFiles
 from streammerge.plan import OutputTensor, Plan
-from streammerge.storage import FileIdentity, IoMode, RangeReader
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
 from streammerge.tensors import DTYPES, torch_dtype
 from streammerge.windows import Piece, room_for, unit_length
 
@@ -43,6 +43,7 @@ class MergedCheckpoint:
         self.outputs = {tensor.name: tensor for tensor in plan.tensors}
         self.tensors = {name: tensor.info for name, tensor in self.outputs.items()}
         self.measurements = Measurements(plan)
+        self.pinned = ""
         self.lock = threading.Lock()
         self._donor = checkpoints[plan.side_files_from]
 
@@ -75,7 +76,17 @@ class MergedCheckpoint:
         digest = hashlib.sha256(fingerprint.encode()).hexdigest()
         return {"merge": (FileIdentity(self.plan.nbytes, fingerprint), digest)}
 
-    def side_files(self) -> Mapping[str, int]:
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Return what the inner inputs need."""
+        wanted = [self.outputs[name] for name in names]
+        sources = [(t.name, model) for t in wanted for model in self.plan.steps[t.step].sources]
+        return [
+            download
+            for index, checkpoint in enumerate(self.checkpoints)
+            for download in checkpoint.downloads([n for n, model in sources if model == index])
+        ]
+
+    def side_files(self) -> Mapping[str, FileIdentity]:
         """Return those of the model that the inner merge takes them from."""
         return self._donor.side_files()
 

@@ -1,38 +1,92 @@
 """From what a user writes to an open checkpoint.
 
-Opening reads headers only. Everything after it sees a checkpoint as the protocol of `formats` and
-knows nothing of folders, shards or formats.
+Opening reads headers only, on the Hub too. Everything after it sees a checkpoint as the protocol of
+`formats` and knows nothing of folders, shards, formats or networks.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
-from streammerge.errors import CheckpointError
+from streammerge.errors import (
+    CheckpointError,
+    HubError,
+    RecipeError,
+    UnsupportedError,
+    is_unicode,
+    printable,
+)
 from streammerge.formats import Checkpoint, as_read
 from streammerge.formats.folder import SafetensorsCheckpoint
+from streammerge.references import HUB_SCHEME, Reference, parse_reference
+from streammerge.storage import DownloadMode
+from streammerge.storage.hub import HubStorage
 from streammerge.storage.local import LocalStorage
 
-__all__ = ["Checkpoint", "as_read", "open_checkpoint"]
+__all__ = ["Checkpoint", "HubAccess", "as_read", "open_checkpoint"]
 
 
-def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
-    """Open a folder with weights, or a .safetensors file or index in one.
+@dataclass(frozen=True, slots=True)
+class HubAccess:
+    """How models on the Hub are read.
+
+    Attributes:
+        download: "cache" keeps weights in the cache of huggingface_hub, "stream" nowhere.
+        token: None for the one that is logged in.
+    """
+
+    download: DownloadMode = "cache"
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.download not in get_args(DownloadMode):
+            raise RecipeError(f"download {self.download!r} is not known", "Choose cache or stream.")
+
+
+def open_checkpoint(reference: str | os.PathLike[str], hub: HubAccess | None = None) -> Checkpoint:
+    """Open a folder with weights or a .safetensors file or index in one, here or on the Hub.
+
+    Args:
+        reference: as `references` says.
+        hub: for a repository on the Hub.
 
     Raises:
         CheckpointError: there is nothing there, or nothing that can be merged.
+        HubError: the Hub refuses or cannot be reached.
     """
     text = os.fspath(reference)
+    if not is_unicode(text):
+        raise CheckpointError(
+            f"the path {printable(text)} is not Unicode and cannot be recorded",
+            "Rename it, or give a symbolic link to it that has a plain name.",
+        )
+    found = parse_reference(text)
+    if found.adapter is not None:
+        raise UnsupportedError(
+            f"{found.text} names a LoRA adapter, {found.adapter.text}",
+            "Apply it to its base model (`model.merge_and_unload()`), save, and merge the result.",
+        )
+    if not found.is_local:
+        return _open_on_hub(found, hub or HubAccess())
+    path = Path(found.path)
+    if path.is_dir():
+        return SafetensorsCheckpoint(LocalStorage(found.path))
+    return SafetensorsCheckpoint(LocalStorage(path.parent), path.name)
+
+
+def _open_on_hub(reference: Reference, hub: HubAccess) -> Checkpoint:
+    folder, file = reference.subfolder, None
+    if folder.endswith((".safetensors", ".json")):
+        folder, _, file = folder.rpartition("/")
     try:
-        path = Path(text)
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError):  # ValueError: NUL in a path
-        is_folder = is_file = False
-    if is_folder:
-        return SafetensorsCheckpoint(LocalStorage(text))
-    if is_file:
-        return SafetensorsCheckpoint(LocalStorage(path.parent), path.name)
-    raise CheckpointError(
-        f"there is no checkpoint at {text!r}", "Give the path of a folder or .safetensors file."
-    )
+        storage = HubStorage(reference, folder, hub.download, hub.token)
+        checkpoint = SafetensorsCheckpoint(storage, file)
+    except HubError as error:
+        if not reference.text.startswith(HUB_SCHEME):
+            error.add_note("It was looked for on the Hub, since there is no such path here.")
+        raise
+    checkpoint.notes[:0] = storage.notes
+    return checkpoint

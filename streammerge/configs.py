@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from streammerge.errors import printable
+from streammerge.storage import FileIdentity
 from streammerge.tensors import DTYPES, TensorInfo
 
 # Keys that say where a file came from or how it is run, not what the model computes.
@@ -33,8 +34,8 @@ class Described(Protocol):
     def config(self) -> Mapping[str, Any]:
         """The object in config.json."""
 
-    def side_files(self) -> Mapping[str, int]:
-        """Path and size of each side file."""
+    def side_files(self) -> Mapping[str, FileIdentity]:
+        """Path and identity of each side file."""
 
     def read_side_file(self, path: str) -> bytes:
         """The content of a side file."""
@@ -49,12 +50,21 @@ def compare_configs(checkpoints: Sequence[Described], donor: int) -> list[str]:
         if bool(other.config) and bool(chosen.config):
             notes += _differences(chosen, other)
         for path in sorted(_tokenizer_files(chosen) & _tokenizer_files(other)):
-            same_size = chosen.side_files()[path] == other.side_files()[path]
-            if not same_size or chosen.read_side_file(path) != other.read_side_file(path):
+            if not _same_content(path, chosen, other):
                 notes.append(f"{path} differs: taken from {chosen.label}, not {other.label}")
     if not chosen.config:
         notes.append(f"{chosen.label} has no config.json, so the output has none")
     return notes
+
+
+def _same_content(path: str, one: Described, other: Described) -> bool:
+    """Whether two files are the same, read only where neither size nor digest tells."""
+    mine, theirs = one.side_files()[path], other.side_files()[path]
+    if mine.size != theirs.size:
+        return False
+    if mine.digest and mine.digest.partition(":")[0] == theirs.digest.partition(":")[0]:
+        return mine.digest == theirs.digest
+    return one.read_side_file(path) == other.read_side_file(path)
 
 
 def _tokenizer_files(checkpoint: Described) -> set[str]:

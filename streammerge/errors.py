@@ -10,8 +10,9 @@
     ├── PlanError                 the merge cannot be carried out here
     │   ├── BudgetError           the memory budget is too small
     │   └── DiskSpaceError        the output does not fit on the disk
-    ├── OutputError               the output folder cannot be used or written
+    ├── OutputError               the output cannot be used or written
     │   └── ManifestError         an output has no streammerge.json that can be read
+    ├── HubError                  the Hub refuses, or cannot be reached
     └── MergeError                found while merging
         ├── TensorsDifferError    integer or bool tensors that should be equal are not
         ├── NonFiniteError        NaN or Inf in an input, or made by the merge
@@ -79,11 +80,15 @@ class DiskSpaceError(PlanError):
 
 
 class OutputError(StreammergeError):
-    """The output folder cannot be used or written."""
+    """The output cannot be used or written."""
 
 
 class ManifestError(OutputError):
     """An output has no streammerge.json that can be read, so nothing can be verified."""
+
+
+class HubError(StreammergeError):
+    """The Hub refuses what was asked of it, or cannot be reached."""
 
 
 class MergeError(StreammergeError):
@@ -108,6 +113,15 @@ def listing(items: Iterable[str], limit: int = 10) -> str:
     shown = "\n".join(f"  {printable(line)}" for line in lines[:limit])
     rest = len(lines) - limit
     return f"{shown}\n  … and {rest} more" if rest > 0 else shown
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written to JSON: a path with arbitrary bytes has surrogates in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(text: str, limit: int = 300) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 
@@ -31,6 +32,7 @@ from streammerge.merging import Merger
 from streammerge.openfiles import OpenFiles
 from streammerge.outputs import Output, WrittenShard
 from streammerge.plan import OutputTensor, Plan
+from streammerge.reading import Filling
 from streammerge.report import Report
 from streammerge.storage import IoMode
 from streammerge.wholes import Wholes
@@ -70,7 +72,7 @@ class Pipeline:
         self._kept, self._io, self._device = {shard.file for shard in kept}, io, device
         self._merger = Merger(plan, Wholes(checkpoints, io), allow_nonfinite)
         self._rereads = any(step.passes for step in plan.steps)
-        self._finisher = Finisher(plan, output, list(kept))
+        self._output, self._finisher = output, Finisher(plan, output, list(kept))
         self._progress = progress
         self._readers = min(len(checkpoints), MAX_READERS)
         self._free: _Queue = SimpleQueue()
@@ -78,6 +80,7 @@ class Pipeline:
         self._to_merge: _Queue = SimpleQueue()
         self._to_hash: _Queue = SimpleQueue()
         self._to_write: _Queue = SimpleQueue()
+        self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._report = Report()
         self._lock = threading.Lock()
@@ -143,6 +146,8 @@ class Pipeline:
                 self._failure = error
         for queue in self._queues():
             queue.put(None)
+        self._output.stop()
+        self._stop.set()
 
     def _queues(self) -> list[_Queue]:
         return [self._free, *self._to_read, self._to_merge, self._to_hash, self._to_write]
@@ -184,26 +189,24 @@ class Pipeline:
             self._free.put(flight)
 
     def _read_loop(self, number: int) -> None:
-        """Fill the slots of every readers-th input."""
+        """Fill the slots of every readers-th input, beginning with the next flights meanwhile."""
+        models = range(number, len(self._checkpoints), self._readers)
+        queue, begun = self._to_read[number], deque[Filling]()
         io: IoMode = "cached" if self._rereads and self._io == "auto" else self._io
         with OpenFiles(self._checkpoints, io, self._readers) as files:
-            for flight in self._flights(self._to_read[number]):
-                nbytes = 0
-                for model in range(number, len(self._checkpoints), self._readers):
-                    slot = flight.frame.slots[model]
-                    slot.clear()
-                    for wanted in flight.window.reads[model]:
-                        reader = files.get(model, wanted.file)
-                        buffer = slot.take(wanted.length)
-                        view = reader.fetch(wanted.offset, wanted.length, buffer)
-                        flight.views[model].append(view)
-                        nbytes += wanted.length
-                with self._lock:
-                    self._report.bytes_read += nbytes
-                if flight.part_done():
-                    self._to_merge.put(flight)
+            for flight in self._flights(queue):
+                begun.append(Filling(flight, models, files, self._stop))
+                while begun and (queue.empty() or begun[0].is_done()):
+                    self._hand_over(begun.popleft())
             with self._lock:
                 self._report.read_modes += files.modes
+
+    def _hand_over(self, filling: Filling) -> None:
+        filling.finish()
+        with self._lock:
+            self._report.bytes_read += filling.nbytes
+        if filling.flight.part_done():
+            self._to_merge.put(filling.flight)
 
     def _work_loop(self) -> None:
         """Merge whole windows, on a lane of this thread's own."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streammerge.checkpoint import Checkpoint, as_read
+from streammerge.downloads import needed_downloads
 from streammerge.plan import Plan
 from streammerge.storage import IoMode
 
@@ -20,12 +21,14 @@ class Forecast:
     Attributes:
         bytes_read: of tensor data, from all inputs.
         bytes_written: of shard files.
+        bytes_downloaded: of weight files, into the cache of the Hub's client.
         reading: how the input files will be read, and why.
         device: where blocks will be merged, and why.
     """
 
     bytes_read: int
     bytes_written: int
+    bytes_downloaded: int
     reading: str
     device: str
 
@@ -36,15 +39,18 @@ def forecast(
     """Return what a plan will move, and what is chosen for it."""
     modes: Counter[str] = Counter()
     for checkpoint in checkpoints:
-        for file in checkpoint.identity():
+        pending = {download.file for download in checkpoint.downloads(checkpoint.tensors)}
+        modes["to be downloaded or checked"] += len(pending)
+        for file in checkpoint.identity().keys() - pending:
             reader = checkpoint.open(file, io)
             modes[reader.mode] += 1
             reader.close()
     reason = "by what lies in the page cache" if io == "auto" else "as given"
-    counts = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
+    counts = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()) if count)
     return Forecast(
         bytes_read=sum(bytes_to_read(plan, checkpoints, shard.file) for shard in plan.shards),
         bytes_written=sum(shard.file_size for shard in plan.shards),
+        bytes_downloaded=sum(d.missing for d in needed_downloads(plan, checkpoints)),
         reading=f"files: {counts} ({reason})",
         device=f"cpu ({AUTO_DEVICE_REASON})" if device == "auto" else f"{device} (as given)",
     )

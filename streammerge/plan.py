@@ -37,9 +37,13 @@ class InputFile(_Data):
 
 
 class PlanInput(_Data):
-    """One model: its reference, its files, and its share where the merge is a plain average."""
+    """One model: its reference, pinned to a commit on the Hub, and its files.
+
+    The coefficient is its share where the merge is a plain average.
+    """
 
     label: str
+    pinned: str
     coefficient: float | None
     files: tuple[InputFile, ...]
 

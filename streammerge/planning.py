@@ -161,7 +161,10 @@ def _inputs(checkpoints: Sequence[Checkpoint], steps: Sequence[Step]) -> list[Pl
             InputFile(name=name, size=identity.size, version=identity.version, header_sha256=digest)
             for name, (identity, digest) in sorted(checkpoint.identity().items())
         )
-        inputs.append(PlanInput(label=checkpoint.label, coefficient=share, files=files))
+        pinned = checkpoint.pinned
+        inputs.append(
+            PlanInput(label=checkpoint.label, pinned=pinned, coefficient=share, files=files)
+        )
     return inputs
 
 

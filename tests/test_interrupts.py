@@ -23,9 +23,9 @@ def pair(tmp_path: Path) -> list[Path]:
 
 
 def begun(pair: list[Path], out: Path, *options: str) -> subprocess.Popen[str]:
-    """A merge that has written some of its data, but by far not all."""
+    """A merge that has written some of its data, and will not be done for a minute."""
     known = {p.name for p in out.parent.iterdir()}
-    process = start("average", *pair, "-o", out, *options)
+    process = start("average", *pair, "-o", out, *options, module="tests.support.slowly")
     wait_until(lambda: data_written(out.parent, known) > 1_000_000, process)
     assert not shards_of(out), "a shard has its final name before its data is whole"
     return process
@@ -36,7 +36,7 @@ def test_ctrl_c_exits_130_and_cleans_up(tmp_path: Path, pair: list[Path]) -> Non
     before = snapshot_times(pair)
     process = begun(pair, out)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=20)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert stdout == ""
@@ -55,7 +55,7 @@ def test_sigkill_leaves_nothing_final_and_the_next_run_succeeds(
     out = tmp_path / "out"
     process = begun(pair, out)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert_nothing_like_a_model(out)
     done = run("average", *pair, "-o", out, "--quiet")
     if done.code:

@@ -43,6 +43,25 @@ def test_the_model_card_says_what_was_merged_and_how(tmp_path: Path) -> None:
     assert "hello" not in card.text
 
 
+@pytest.mark.parametrize(
+    "front",
+    [
+        "license: mit",
+        'license: "mit"',
+        "license: 'mit'  ",
+        "tags:\r\n- x\r\nlicense: mit\r",
+        "license: mit\nmodel-index:\n" + "- name: x\n  results: [{a: {b: 1}}]\n" * 20_000,
+    ],
+    ids=lambda front: front[:20],
+)
+def test_the_license_is_found_however_it_is_written(tmp_path: Path, front: str) -> None:
+    paths = pair(tmp_path)
+    for path in paths:
+        (path / "README.md").write_text(f"---\n{front}\n---\nlicense: other\n", newline="")
+    average(paths, tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()["license"] == "mit"
+
+
 def test_the_model_card_claims_no_license_that_the_inputs_do_not_share(tmp_path: Path) -> None:
     paths = pair(tmp_path)
     for path, license_name in zip(paths, ("mit", "apache-2.0"), strict=True):
@@ -51,7 +70,10 @@ def test_the_model_card_claims_no_license_that_the_inputs_do_not_share(tmp_path:
     assert "license" not in ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
 
 
-@pytest.mark.parametrize("text", ["---\nlicense: [\n---\n", "---\n- 1\n---\n", "no card", "---"])
+@pytest.mark.parametrize(
+    "text",
+    ["---\nlicense: [\n---\n", "---\n- 1\n---\n", "license: mit", "---", "---\nlicense: mit"],
+)
 def test_a_broken_card_of_an_input_does_no_harm(tmp_path: Path, text: str) -> None:
     paths = pair(tmp_path)
     for path in paths:

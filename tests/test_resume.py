@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -173,7 +174,8 @@ def crash_and_go_on(tmp_path: Path, layout: str, number: int) -> bool:
     if loadable(out):
         weights = {name: data for name, data in files(out).items() if STAGING not in name}
         assert weights in (files(whole), files(old)), f"a wrong model after change {number}"
-    merge(models, out, **{**LAYOUTS[layout], "overwrite": True})
+    if killed:
+        merge(models, out, **LAYOUTS[layout])  # the same command, without more --overwrite
     assert files(out) == files(whole), f"another result after a crash at change {number}"
     assert snapshot(*map(Path, models)) == untouched
     return killed
@@ -207,3 +209,60 @@ def test_killed_at_every_point(crash_site: Path, layout: str) -> None:
         number += 1
     print(f"{layout}: killed at {number} points")
     assert number > 50
+
+
+def killed_before_it_cleans_up(models: list[str], out: Path, **options: Any) -> None:
+    """A run that dies when its output is complete: the staging folder is still there."""
+
+    def die_when_published() -> None:
+        shutil.rmtree = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        merge(models, out, **options)
+
+    assert killed_at(10**9, die_when_published)
+    assert loadable(out)
+    assert (out / STAGING).exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "5GB"}, {"overwrite": True}], ids=str)
+def test_a_complete_output_with_a_staging_folder_is_cleaned_up(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    models, out = inputs(tmp_path), tmp_path / "out"
+    killed_before_it_cleans_up(models, out, **options)
+    before = {name: seen for name, seen in snapshot(out).items() if STAGING not in name}
+    del before[str(out)]
+    assert any(finding.where == STAGING for finding in streammerge.verify(out).findings)
+    result = merge(models, out, **options)
+    after = snapshot(out)
+    assert result.kept == len(result.shards)
+    del after[str(out)]
+    assert after == before, "a complete output was written again"
+    assert streammerge.verify(out).ok
+    with pytest.raises(OutputError, match="not empty"):
+        merge(models, out)
+
+
+def test_a_complete_output_of_another_merge_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    models, out = inputs(tmp_path), tmp_path / "out"
+    killed_before_it_cleans_up(models, out)
+    before = snapshot(out).keys()
+    with pytest.raises(OutputError, match="not empty"):
+        merge(models, out, weights=[2, 1])
+    assert snapshot(out).keys() == before
+    merge(models, tmp_path / "whole", weights=[2, 1])
+    merge(models, out, weights=[2, 1], overwrite=True)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_complete_output_that_was_damaged_meanwhile_is_not_taken_as_it_is(
+    tmp_path: Path,
+) -> None:
+    models, out = inputs(tmp_path), tmp_path / "out"
+    merge(models, tmp_path / "whole")
+    killed_before_it_cleans_up(models, out)
+    shard = sorted(out.glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(OutputError, match="not empty"):
+        merge(models, out)
+    merge(models, out, overwrite=True)
+    assert files(out) == files(tmp_path / "whole")

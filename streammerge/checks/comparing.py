@@ -46,6 +46,9 @@ class ComparingOutput:
     def publish(self, documents: Mapping[str, bytes], last: str) -> None:
         """Do nothing: nothing was written."""
 
+    def stop(self) -> None:
+        """Do nothing: nothing waits."""
+
     def abandon(self) -> bool:
         """Do nothing: nothing was written."""
         return False

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from streammerge.budget import Layout, make_layout
-from streammerge.checkpoint import Checkpoint, as_read, open_checkpoint
+from streammerge.checkpoint import Checkpoint, HubAccess, as_read, open_checkpoint
 from streammerge.checks import CheckProgress, Finding
 from streammerge.checks.comparing import ComparingOutput
 from streammerge.errors import StreammergeError, listing
@@ -66,10 +66,12 @@ def _open_inputs(manifest: Manifest) -> tuple[list[Checkpoint], list[Finding]]:
     checkpoints, findings = [], []
     for reference, recorded in zip(manifest.recipe.models, manifest.inputs, strict=False):
         try:
-            checkpoint = open_checkpoint(reference)
+            # A few tensors of a large model: what the cache lacks is not downloaded for them.
+            checkpoint = open_checkpoint(recorded.pinned or reference, HubAccess("stream"))
             changes, same = _changes(checkpoint, recorded)
         except StreammergeError as error:
-            hint = "" if reference.startswith("/") else " (paths count from where the merge ran)"
+            absolute = reference.startswith("/") or recorded.pinned
+            hint = "" if absolute else " (paths count from where the merge ran)"
             findings.append(Finding(reference, error.message + hint))
             continue
         findings += [Finding(reference, change) for change in changes]
@@ -174,5 +176,5 @@ def _compare(
 
 def _layout(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Layout:
     """Return a layout whose windows no merge has."""
-    layout = make_layout(plan, checkpoints, None)
+    layout = make_layout(plan, checkpoints, None, any(c.pinned for c in checkpoints))
     return replace(layout, window=next(w for w in _WINDOWS if w < layout.window))

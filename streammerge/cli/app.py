@@ -7,20 +7,19 @@ Results go to stdout, all else to stderr. Exit status: 0 done, 1 refused or fail
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from streammerge import api
-from streammerge.checkpoint import open_checkpoint
+from streammerge.checkpoint import HubAccess, open_checkpoint
 from streammerge.cli import options as o
 from streammerge.cli import show, show_verify
+from streammerge.cli.endings import errors_for_people
 from streammerge.cli.progress import ProgressBar
 from streammerge.cli.startup import load_torch_beside
-from streammerge.errors import StreammergeError
 from streammerge.forecast import forecast
+from streammerge.push import push as push_output
 from streammerge.verify import verify as verify_output
 from streammerge.version import __version__
 
@@ -43,10 +42,16 @@ def average(
     max_shard_size: o.MaxShardSize = "5GB",
     device: o.Device = "auto",
     io: o.IoOption = o.Io.auto,
+    download: o.DownloadOption = o.Download.cache,
     skip: o.Skip = None,
     keep: o.Keep = None,
     side_files_from: o.SideFilesFrom = None,
     overwrite: o.Overwrite = False,
+    push_to_hub: o.PushToHub = None,
+    private: o.Private = False,
+    branch: o.Branch = None,
+    create_pr: o.CreatePr = False,
+    token: o.Token = None,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
     json: o.Json = False,
@@ -68,6 +73,12 @@ def average(
             keep=keep or (),
             side_files_from=side_files_from,
             overwrite=overwrite,
+            download=download.value,
+            push_to_hub=push_to_hub,
+            private=private,
+            branch=branch,
+            create_pr=create_pr,
+            token=token,
         )
         facts = forecast(prepared.plan, prepared.checkpoints, io.value, device)
         if dry_run:
@@ -75,16 +86,19 @@ def average(
             return
         if not quiet:
             show.plan(prepared, facts, verbose, to_stderr=True)
-        with ProgressBar(facts.bytes_read + facts.bytes_written, enabled=not quiet) as progress:
+        sent = prepared.output.bytes_to_send(prepared.plan)
+        total = facts.bytes_read + facts.bytes_written + sent
+        with ProgressBar(total, enabled=not quiet) as bar:
             result = api.execute(
                 prepared,
                 device=device,
                 io=io.value,
                 allow_nonfinite=allow_nonfinite,
-                command=["streammerge", *sys.argv[1:]],
-                progress=progress,
+                command=["streammerge", *o.without_token(sys.argv[1:])],
+                progress=lambda nbytes: bar.stage("merging", nbytes, total),
+                download_progress=lambda nbytes, size: bar.stage("downloading", nbytes, size),
             )
-        show.result_as_json(result) if json else show.result(result, facts)
+        show.result_as_json(result) if json else show.result(result, facts, prepared.plan.notes)
 
 
 @app.command()
@@ -97,10 +111,16 @@ def plan(
     max_shard_size: o.MaxShardSize = "5GB",
     device: o.Device = "auto",
     io: o.IoOption = o.Io.auto,
+    download: o.DownloadOption = o.Download.cache,
     skip: o.Skip = None,
     keep: o.Keep = None,
     side_files_from: o.SideFilesFrom = None,
     overwrite: o.Overwrite = False,
+    push_to_hub: o.PushToHub = None,
+    private: o.Private = False,
+    branch: o.Branch = None,
+    create_pr: o.CreatePr = False,
+    token: o.Token = None,
     json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -114,10 +134,16 @@ def plan(
         max_shard_size,
         device,
         io,
+        download,
         skip,
         keep,
         side_files_from,
         overwrite,
+        push_to_hub,
+        private,
+        branch,
+        create_pr,
+        token,
         dry_run=True,
         json=json,
         verbose=verbose,
@@ -126,13 +152,16 @@ def plan(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint, here or on the Hub.")
+    ],
+    token: o.Token = None,
     json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
     """Print the tensors, dtypes, shards, parameters and bytes of a checkpoint."""
     with errors_for_people():
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model, HubAccess(token=token))
         show.checkpoint_as_json(checkpoint) if json else show.checkpoint(checkpoint, verbose)
 
 
@@ -160,6 +189,38 @@ def verify(
             raise typer.Exit(1)
 
 
+@app.command()
+def push(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A folder that streammerge wrote.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="NAMESPACE/NAME", help="A repository; made if missing.")
+    ],
+    private: o.Private = False,
+    branch: o.Branch = None,
+    create_pr: o.CreatePr = False,
+    token: o.Token = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every byte and compare its sha256 first.")
+    ] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Push an output to the Hub, in one commit, sending only what is not there yet."""
+    with errors_for_people(interrupted="nothing was committed"):
+        with ProgressBar(0, enabled=not quiet, stage="checking") as progress:
+            pushed = push_output(
+                out,
+                repo,
+                private=private,
+                branch=branch,
+                create_pr=create_pr,
+                token=token,
+                verify=verify,
+                progress=progress.stage,
+            )
+        show.pushed_as_json(pushed) if json else show.pushed(pushed)
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"streammerge {__version__}")
@@ -176,21 +237,6 @@ def root(
     ] = False,
 ) -> None:
     """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
-
-
-@contextmanager
-def errors_for_people(
-    interrupted: str = "nothing was left in the output folder",
-) -> Iterator[None]:
-    """Turn what a user did wrong into a short message and an exit status."""
-    try:
-        yield
-    except StreammergeError as error:
-        show.error(error)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt as interruption:
-        show.interrupted(" ".join(getattr(interruption, "__notes__", [interrupted])))
-        raise typer.Exit(130) from None
 
 
 def main() -> None:

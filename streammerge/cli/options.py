@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +18,13 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Download(StrEnum):
+    """Choices of --download."""
+
+    cache = "cache"
+    stream = "stream"
+
+
 class Io(StrEnum):
     """Choices of --io."""
 
@@ -25,6 +32,17 @@ class Io(StrEnum):
     direct = "direct"
     mmap = "mmap"
     buffered = "buffered"
+
+
+def without_token(words: Sequence[str]) -> list[str]:
+    """Return a command line without the secret in it: it goes into files that others will see."""
+    kept: list[str] = []
+    follows = False
+    for word in words:
+        if not follows and word != "--token" and not word.startswith("--token="):
+            kept.append(word)
+        follows = word == "--token" and not follows
+    return kept
 
 
 def _check_count(text: str | None) -> str | None:
@@ -37,12 +55,61 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL MODEL…",
-        help="Folders with safetensors weights, or paths of .safetensors files.",
+        help="Folders with safetensors weights, .safetensors files, or models on the Hub as "
+        "org/name[@revision][:subfolder].",
         show_default=False,
     ),
 ]
 Out = Annotated[
-    Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.", show_default=False)
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="Folder to write, or hf://NAMESPACE/NAME[@BRANCH] on the Hub.",
+        show_default=False,
+    ),
+]
+DownloadOption = Annotated[
+    Download,
+    typer.Option(
+        "--download",
+        help="Weights on the Hub: cache keeps them in its client's cache, checked; stream reads "
+        "them as they are merged, and stores nothing.",
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        help="For the Hub. Default: HF_TOKEN, or whoever has run `hf auth login`.",
+        show_default=False,
+    ),
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="NAMESPACE/NAME",
+        help="Push OUT to this repository on the Hub when it is finished.",
+        show_default=False,
+    ),
+]
+Private = Annotated[
+    bool, typer.Option("--private", help="Make the repository private, if it has to be made.")
+]
+Branch = Annotated[
+    str | None,
+    typer.Option(
+        "--branch",
+        metavar="NAME",
+        help="Branch of the repository, made if missing. Default: main.",
+        show_default=False,
+    ),
+]
+CreatePr = Annotated[
+    bool, typer.Option("--create-pr", help="Open a pull request instead of moving the branch.")
 ]
 Weight = Annotated[
     list[float] | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from streammerge.api import Prepared, Result
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
+from streammerge.outputs import Pushed
 from streammerge.plan import Step
 from streammerge.tensors import TensorInfo, format_size
 
@@ -86,11 +88,14 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
         "coverage": coverage,
         "traffic": f"{format_size(facts.bytes_read)} to read, "
         f"{format_size(facts.bytes_written)} to write",
+        "download": f"{format_size(facts.bytes_downloaded)} into the cache, before the merge",
         "reading": facts.reading,
         "memory": f"{prepared.layout.describe()}; "
         f"peak about {format_size(prepared.layout.peak, binary=True)}",
         "device": facts.device,
     }
+    if not facts.bytes_downloaded:
+        del rows["download"]
     for name, text in rows.items():
         table.add_row(f"[bold]{name}[/]", escape(printable(text)))
     return table
@@ -147,8 +152,8 @@ def plan_as_json(prepared: Prepared, facts: Forecast) -> None:
     )
 
 
-def result(done: Result, facts: Forecast) -> None:
-    """Print what was written."""
+def result(done: Result, facts: Forecast, known: Sequence[str]) -> None:
+    """Print what was written, and the notes that are not known yet."""
     console = open_console()
     rate = (facts.bytes_read + facts.bytes_written) / max(done.seconds, 1e-9)
     how = ", ".join(f"{count} {mode}" for mode, count in sorted(done.read_modes.items()))
@@ -157,14 +162,33 @@ def result(done: Result, facts: Forecast) -> None:
         f"{format_size(facts.bytes_written)} in {done.seconds:.1f} s "
         f"({format_size(rate)}/s read and written; files read: {how})"
     )
-    if done.kept:
+    if done.kept == len(done.shards):
+        console.print("  an interrupted run had merged all of it already")
+    elif done.kept:
         console.print(f"  {done.kept} finished shards of an interrupted run were kept")
     for shard in done.shards[:_FEW]:
         console.print(f"  {shard.file}  {format_size(shard.bytes)}  sha256 {shard.sha256}")
     if len(done.shards) > _FEW:
         console.print(f"  … and {len(done.shards) - _FEW} more in streammerge.json")
+    if done.pushed is not None:
+        pushed(done.pushed)
     for name, count in sorted(done.nonfinite.items()):
         console.print(f"  [yellow]{count:,} NaN or Inf[/] in {escape(printable(name))}")
+    for note in done.notes:
+        if note not in known:
+            console.print(f"[yellow]note[/] {escape(printable(note))}")
+
+
+def pushed(done: Pushed) -> None:
+    """Print where a model is on the Hub now."""
+    where = f"{done.repo}@{done.branch}"
+    what = "pushed in one commit" if done.new else "was there already, and nothing was sent"
+    open_console().print(f"{escape(where)}: {what}, {escape(done.url)}")
+
+
+def pushed_as_json(done: Pushed) -> None:
+    """Print where a model is on the Hub as one JSON object."""
+    print_json(asdict(done))
 
 
 def result_as_json(done: Result) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from streammerge.formats.safetensors import Location
-from streammerge.storage import FileIdentity, IoMode, RangeReader
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
 from streammerge.tensors import TensorInfo
 
 
@@ -16,6 +16,8 @@ class Checkpoint(Protocol):
 
     label: str
     """What the user wrote; names the checkpoint in messages."""
+    pinned: str
+    """A reference that means these very bytes for ever; "" for files on this machine."""
     tensors: dict[str, TensorInfo]
     """What it holds."""
     notes: list[str]
@@ -35,11 +37,14 @@ class Checkpoint(Protocol):
     def open(self, file: str, mode: IoMode = "auto") -> RangeReader:
         """Open one of the files that `locate` names."""
 
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Return what must happen before the bytes of these tensors can be read from here."""
+
     def identity(self) -> dict[str, tuple[FileIdentity, str]]:
         """Return, for each weight file, its identity and the sha256 of its header."""
 
-    def side_files(self) -> Mapping[str, int]:
-        """Return path and size of each file besides weights that a loader needs."""
+    def side_files(self) -> Mapping[str, FileIdentity]:
+        """Return path and identity of each file besides weights that a loader needs."""
 
     def card(self) -> str:
         """Return README.md; empty where there is none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,13 +17,14 @@ from streammerge.errors import (
     HeaderError,
     IndexFileError,
     UnsupportedError,
+    is_unicode,
     listing,
     printable,
 )
 from streammerge.formats.refusals import refuse_other_weights, refuse_quantized
 from streammerge.formats.safetensors import Header, Location, load_json_object, read_header
 from streammerge.formats.side_files import select_side_files
-from streammerge.storage import FileIdentity, IoMode, RangeReader, Storage
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader, Storage
 from streammerge.tensors import TensorInfo
 
 SINGLE_FILE = "model.safetensors"
@@ -45,12 +46,17 @@ class SafetensorsCheckpoint:
         Raises:
             CheckpointError: it is no checkpoint, breaks the format, or is refused on purpose.
         """
-        self.label = storage.label if weights is None else f"{storage.label}/{weights}"
+        self.label = storage.label if weights is None else storage.name(weights)
+        self.pinned = storage.pinned
         self.notes: list[str] = []
         self.scratch = 0
         self._storage = storage
         self._listed = storage.list()
         found = weights or self._find_weights()
+        if not is_unicode(found):
+            raise CheckpointError(
+                f"the file name {printable(found)} in {self.label} is not Unicode", "Rename it."
+            )
         headers = self._open_shards(found) if found.endswith(".json") else self._open_file(found)
         self.tensors: dict[str, TensorInfo] = {}
         self._locations: dict[str, Location] = {}
@@ -80,7 +86,7 @@ class SafetensorsCheckpoint:
             raise CheckpointError(
                 f"{self.label} holds {len(names)} weight files and no index that says which count:"
                 f"\n{listing(names)}",
-                f"Give the path of one of them, e.g. {self.label}/{printable(names[0])}.",
+                f"Give the path of one of them, e.g. {printable(self._storage.name(names[0]))}.",
             )
         if not names:
             if "model_index.json" in files:
@@ -167,11 +173,12 @@ class SafetensorsCheckpoint:
             ) from error
 
     @cached_property
-    def _side_files(self) -> Mapping[str, int]:
-        return select_side_files(self._storage, self.config)
+    def _side_files(self) -> Mapping[str, FileIdentity]:
+        paths = select_side_files(self._storage, self.config)
+        return {path: self._storage.identity(path) for path in paths}
 
-    def side_files(self) -> Mapping[str, int]:
-        """Return path and size of each file that a loader of the merged model needs."""
+    def side_files(self) -> Mapping[str, FileIdentity]:
+        """Return path and identity of each file that a loader of the merged model needs."""
         return self._side_files
 
     def read_side_file(self, path: str) -> bytes:
@@ -192,6 +199,12 @@ class SafetensorsCheckpoint:
         """Open one of the files that `locate` names."""
         return self._storage.open(file, mode)
 
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Return what must happen before the bytes of these tensors can be read from here."""
+        files = sorted({self._locations[name].file for name in names})
+        pending = (self._storage.pending(file) for file in files)
+        return [download for download in pending if download is not None]
+
     def identity(self) -> dict[str, tuple[FileIdentity, str]]:
         """Return, for each weight file, its identity and the sha256 of its header."""
         return {
@@ -202,4 +215,5 @@ class SafetensorsCheckpoint:
 
 def _is_plain(file: str) -> bool:
     forbidden = ("/", "\\", "\0", ":")
-    return file.endswith(".safetensors") and not any(c in file for c in forbidden)
+    plain = file.endswith(".safetensors") and not any(c in file for c in forbidden)
+    return plain and is_unicode(file)

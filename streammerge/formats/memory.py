@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from streammerge.errors import CheckpointError
 from streammerge.formats.safetensors import Location, encode_header
-from streammerge.storage import FileIdentity, IoMode, RangeReader
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
 from streammerge.tensors import TensorInfo
 
 
@@ -29,6 +29,7 @@ class StateDictCheckpoint:
         self.label = label
         self.tensors = dict(tensors)
         self.notes: list[str] = []
+        self.pinned = ""
         self._readers = readers
         # Memory can change at any moment and is gone with the process, so no two openings are the
         # same version: nothing may ever be resumed or verified by this identity.
@@ -59,7 +60,11 @@ class StateDictCheckpoint:
         digest = hashlib.sha256(encode_header(infos)).hexdigest()
         return {"memory": (FileIdentity(size, self._version), digest)}
 
-    def side_files(self) -> Mapping[str, int]:
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Nothing: its bytes are there."""
+        return []
+
+    def side_files(self) -> Mapping[str, FileIdentity]:
         """Nothing: memory has no files."""
         return {}
 

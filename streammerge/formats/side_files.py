@@ -13,16 +13,11 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from streammerge.errors import CheckpointError
+from streammerge.errors import CheckpointError, is_unicode
 from streammerge.storage import Storage
 
-_ROLES = (
-    # what the model is
-    "config.json",
-    "generation_config.json",
-    "configuration.json",
-    "params.json",
-    # how text becomes tokens
+# how text becomes tokens
+_TOKENIZER = (
     "tokenizer*.json",
     "tokenizer*.model",
     "tekken.json",
@@ -37,6 +32,14 @@ _ROLES = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
+)
+_ROLES = (
+    *_TOKENIZER,
+    # what the model is
+    "config.json",
+    "generation_config.json",
+    "configuration.json",
+    "params.json",
     # how images and sound become tensors
     "preprocessor_config.json",
     "processor_config.json",
@@ -62,6 +65,11 @@ def is_side_file(path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in _ROLES)
 
 
+def is_tokenizer_file(path: str) -> bool:
+    """Whether a file at this path belongs to a tokenizer, its chat template included."""
+    return any(fnmatchcase(path, pattern) for pattern in _TOKENIZER)
+
+
 def select_side_files(storage: Storage, config: Mapping[str, Any]) -> dict[str, int]:
     """Return the side files of a checkpoint and their sizes.
 
@@ -80,6 +88,7 @@ def select_side_files(storage: Storage, config: Mapping[str, Any]) -> dict[str, 
         path: size
         for path, size in sorted(files.items())
         if size <= _MAX_BYTES
+        and is_unicode(path)
         and (is_side_file(path) or path in code or _is_module_config(path, folders))
     }
 

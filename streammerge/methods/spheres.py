@@ -38,7 +38,7 @@ def _multislerp(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
     size = lengths(gram)
     unit = 1 / (size + eps)
     inner = gram * np.outer(unit, unit)
-    length = float(np.sqrt(max(0.0, float(weights @ inner @ weights))))
+    length = math.sqrt(max(0.0, float(weights @ inner @ weights)))
     if length < eps:
         if len(weights) == 2:
             return list(map(float, weights))
@@ -48,7 +48,7 @@ def _multislerp(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
         )
     mean = weights / length
     tangent = weights - (weights @ inner @ mean) * mean
-    angle = math.sqrt(max(0.0, tangent @ inner @ tangent)) + eps
+    angle = math.sqrt(max(0.0, float(tangent @ inner @ tangent))) + eps
     on_sphere = mean * math.cos(angle) + tangent * (math.sin(angle) / angle)
     shares: Vector = on_sphere * (size @ weights) * unit
     return list(map(float, shares))

@@ -7,11 +7,14 @@ for a model before `publish`. To add one, write a module here with classes that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from streammerge.plan import Plan
+
+CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +75,65 @@ class Output(Protocol):
     def publish(self, documents: Mapping[str, bytes], last: str) -> None:
         """Give everything its final name: documents and shards, and at the very end `last`."""
 
+    def stop(self) -> None:
+        """Wake whoever waits in a write: the merge has failed. Called by any thread."""
+
     def abandon(self) -> bool:
         """End without publishing: finished shards are kept for another run, all else goes.
 
         Returns:
             whether there is something for another run to go on with.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A model on the Hub.
+
+    Attributes:
+        repo, branch: where.
+        commit: its id.
+        url: of the commit, or of the pull request.
+        new: False where all of it was there already and nothing was committed.
+    """
+
+    repo: str
+    branch: str
+    commit: str
+    url: str
+    new: bool
+
+
+class Target(Output, Protocol):
+    """An output that a user can name: it is checked before hours are spent on a merge."""
+
+    progress: Callable[[int], None]
+    """Called with the bytes sent to the Hub since the last call."""
+
+    @property
+    def place(self) -> Path | str:
+        """The folder, or hf://namespace/name[@branch]."""
+
+    @property
+    def pushed(self) -> Pushed | None:
+        """What `publish` has put on the Hub; None before, and where that is no part of it."""
+
+    def check(self) -> None:
+        """Refuse a target that cannot be written to; changes nothing.
+
+        Raises:
+            OutputError, HubError: with the reason and the remedy.
+        """
+
+    def check_space(self, plan: Plan) -> None:
+        """Refuse an output for which this machine has no room.
+
+        Raises:
+            DiskSpaceError: with what is needed and what is free.
+        """
+
+    def space(self, plan: Plan) -> tuple[Path, int]:
+        """Return a folder, there or not, and the bytes that the output will take on its disk."""
+
+    def bytes_to_send(self, plan: Plan) -> int:
+        """Return the bytes of weights that go to the Hub."""

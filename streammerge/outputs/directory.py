@@ -14,23 +14,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from streammerge.errors import DiskSpaceError, OutputError, listing
+from streammerge.errors import DiskSpaceError, OutputError, is_unicode, listing, printable
 from streammerge.formats.side_files import is_side_file
-from streammerge.outputs import WrittenShard
+from streammerge.outputs import Pushed, WrittenShard
 from streammerge.outputs.journal import JOURNAL, LOCK, Journal, partial_name, refusal
+from streammerge.outputs.manifest import MANIFEST, is_whole, published
 from streammerge.outputs.publishing import Publication
 from streammerge.outputs.shardfile import DirectoryShard, replace_file, write_error
 from streammerge.plan import Plan
+from streammerge.storage.local import LocalStorage
 from streammerge.tensors import format_size
 
 STAGING = ".streammerge-partial"
-_OWN_FILES = ("README.md", "streammerge.json", ".gitattributes")
+_OWN_FILES = ("README.md", MANIFEST, ".gitattributes")
 _SPARE = 16_000_000  # bytes left free for config, tokenizer and the file system itself
 _T = TypeVar("_T")
 
 
 class DirectoryOutput:
-    """Writes to a folder; see `outputs.Output`."""
+    """Writes to a folder; see `outputs.Target`."""
+
+    pushed: Pushed | None = None
 
     needs_digest = True
 
@@ -42,7 +46,8 @@ class DirectoryOutput:
             inputs: files and folders that must not be written to.
             overwrite: whether an older checkpoint in the folder may be replaced.
         """
-        self.label = str(out)
+        self.label, self.place = str(out), out
+        self.progress: Callable[[int], None] = lambda nbytes: None
         self._out, self._staging = out, out / STAGING
         self._inputs, self._overwrite = inputs, overwrite
         self._made: list[Path] = []
@@ -51,6 +56,9 @@ class DirectoryOutput:
         self._journal = Journal(self._staging)
         self._publication = Publication(self._out, self._staging)
         self._owns_staging = False
+        self._is_published = False
+        # A run that was killed after its last rename leaves a whole output with a staging folder.
+        self._may_be_published = self._staging.is_dir() and (out / MANIFEST).exists()
 
     def check(self) -> None:
         """Refuse a folder that is an input's, or whose content must not be replaced.
@@ -58,6 +66,11 @@ class DirectoryOutput:
         Raises:
             OutputError: with the reason and the remedy.
         """
+        if not is_unicode(self.label):
+            raise OutputError(
+                f"the path {printable(self.label)} is not Unicode and cannot be recorded",
+                "Choose a folder with a plain name.",
+            )
         out = self._out.resolve()
         for path in self._inputs:
             folder = path.resolve() if path.is_dir() else path.resolve().parent
@@ -70,7 +83,7 @@ class DirectoryOutput:
             raise OutputError(f"{self.label} is a file", "Give the path of a folder.")
         ours = {STAGING, *self._publication.targets()}
         present = [p for p in self._out.iterdir() if p.name not in ours] if out.is_dir() else []
-        if present and not self._overwrite:
+        if present and not self._overwrite and not self._may_be_published:
             raise OutputError(
                 f"the output folder {self.label} is not empty",
                 "Choose another folder, or give --overwrite to replace the checkpoint in it.",
@@ -96,16 +109,24 @@ class DirectoryOutput:
         Raises:
             DiskSpaceError: with what is needed and what is free.
         """
-        existing = next(
-            p for p in (self._out.absolute(), *self._out.absolute().parents) if p.exists()
-        )
-        free = shutil.disk_usage(existing).free + _size_below(self._staging)
+        if self._may_be_published and published(LocalStorage(self._out), plan):
+            return
+        folder = existing(self._out)
+        free = shutil.disk_usage(folder).free + _size_below(self._staging)
         needed = plan.nbytes + _SPARE
         if needed > free:
             raise DiskSpaceError(
-                f"the output needs {format_size(needed)}, {existing} has {format_size(free)} free",
+                f"the output needs {format_size(needed)}, {folder} has {format_size(free)} free",
                 "Free some space, choose a folder on another disk, or a smaller --dtype.",
             )
+
+    def space(self, plan: Plan) -> tuple[Path, int]:
+        """Return the folder, and what is not written there yet."""
+        return self._out, plan.nbytes - _size_below(self._staging)
+
+    def bytes_to_send(self, plan: Plan) -> int:
+        """Return 0: nothing leaves this machine."""
+        return 0
 
     def _prepare(self, plan: Plan) -> list[WrittenShard]:
         for path in reversed([self._out, *self._out.parents]):
@@ -115,10 +136,13 @@ class DirectoryOutput:
         self._staging.mkdir(exist_ok=True)
         self._journal.lock(self.label)
         self._publication.undo()
+        if self._may_be_published and (whole := self._published_shards(plan)):
+            self._owns_staging = self._is_published = True
+            return whole
+        self._may_be_published = False
         self.check()
         differences = self._journal.differences(plan)
         if differences and not self._overwrite:
-            self._journal.release()
             raise refusal(self.label, differences)
         self._owns_staging = True
         kept = self._journal.intact() if differences == [] else []
@@ -126,6 +150,13 @@ class DirectoryOutput:
         self._journal.begin(plan, kept)
         self._shards = [shard.file for shard in kept]
         return kept
+
+    def _published_shards(self, plan: Plan) -> list[WrittenShard]:
+        """Return the shards that lie in OUT, where that is all that the plan gives; else none."""
+        manifest = published(LocalStorage(self._out), plan)
+        if manifest is None or not is_whole(self._out, manifest):
+            return []
+        return [WrittenShard(s.file, s.bytes, s.sha256) for s in manifest.shards]
 
     def _clear_staging(self, keep: set[str]) -> None:
         for path in self._staging.iterdir():
@@ -149,6 +180,10 @@ class DirectoryOutput:
         self._attempt("publish", self._out, lambda: self._publish(documents, last))
 
     def _publish(self, documents: Mapping[str, bytes], last: str) -> None:
+        if self._is_published:
+            shutil.rmtree(self._staging)
+            self._journal.release()
+            return
         names = {partial_name(file): file for file in self._shards}
         for name, content in documents.items():
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -160,9 +195,13 @@ class DirectoryOutput:
         self._publication.publish(self._old, names, last)
         self._journal.release()
 
+    def stop(self) -> None:
+        """Do nothing: writes do not wait here."""
+
     def abandon(self) -> bool:
         """End without publishing; see `Output`."""
         if not self._owns_staging:
+            self._journal.release()
             return False
         resumable = not self._journal.is_empty()
         with contextlib.suppress(OSError):  # the error that led here is the one to tell
@@ -194,6 +233,11 @@ def _belongs_to_a_checkpoint(path: Path) -> bool:
         )
     weights = name.endswith((".safetensors", ".safetensors.index.json"))
     return weights or is_side_file(name) or name.endswith(".py") or name in _OWN_FILES
+
+
+def existing(path: Path) -> Path:
+    """Return a path that is there: this one, or the nearest above it."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def _size_below(folder: Path) -> int:

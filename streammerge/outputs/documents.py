@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from yaml import YAMLError
 
 from streammerge.checkpoint import Checkpoint
 from streammerge.configs import config_with_dtype
 from streammerge.formats.folder import INDEX_FILE, SINGLE_FILE
-from streammerge.outputs import WrittenShard
+from streammerge.outputs import CARD, WrittenShard
 from streammerge.outputs.manifest import MANIFEST, encode_json, encode_manifest
-from streammerge.plan import Plan
+from streammerge.plan import Plan, PlanInput
+from streammerge.references import HUB_SCHEME, parse_reference
 from streammerge.tensors import format_size
+
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?\n)---", re.S)
+_LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*\r?$", re.M)
 
 
 def make_documents(
@@ -42,7 +45,7 @@ def make_documents(
         config = config_with_dtype(donor.config, list(donor.tensors.values()), after)
         if config != donor.config:
             documents["config.json"] = encode_json(config)
-    documents["README.md"] = model_card(plan, checkpoints, command).encode()
+    documents[CARD] = model_card(plan, checkpoints, command).encode()
     last = SINGLE_FILE
     if len(plan.shards) > 1:
         last = INDEX_FILE
@@ -61,7 +64,7 @@ def shard_index(plan: Plan) -> dict[str, Any]:
 
 def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[str]) -> str:
     """Return the README.md of the output, with the metadata that the Hub shows for a merge."""
-    names = [_model_name(model.label) for model in plan.inputs]
+    names = [_model_name(model) for model in plan.inputs]
     data = ModelCardData(
         base_model=names,
         base_model_relation="merge",
@@ -70,7 +73,7 @@ def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[
         library_name="transformers" if checkpoints[plan.side_files_from].config else None,
     )
     rows = "\n".join(
-        f"| {name} | {_share(model.coefficient)} |"
+        f"| {name}{_commit(model)} | {_share(model.coefficient)} |"
         for name, model in zip(names, plan.inputs, strict=True)
     )
     return str(
@@ -92,22 +95,36 @@ def _share(coefficient: float | None) -> str:
 
 def _common_license(checkpoints: Sequence[Checkpoint]) -> str | None:
     """Return the license that the cards of all inputs name; None where they do not agree."""
-    found: list[object] = []
-    for checkpoint in checkpoints:
-        try:
-            card = ModelCard(checkpoint.card(), ignore_metadata_errors=True)
-            found.append(card.data.get("license"))
-        except (ValueError, YAMLError):  # a card that nobody can read names no license
-            return None
-    first = found[0]
-    return first if isinstance(first, str) and all(name == first for name in found) else None
+    found = {_license(checkpoint.card()) for checkpoint in checkpoints}
+    return found.pop() if len(found) == 1 else None
 
 
-def _model_name(label: str) -> str:
+def _license(card: str) -> str | None:
+    """Return the license in the front matter of an untrusted card; None where it names none.
+
+    The one line is looked for instead of parsing: YAML of some 100 kB, which cards with results of
+    benchmarks have, takes seconds.
+    """
+    front = _FRONT_MATTER.match(card)
+    line = _LICENSE.search(front[1]) if front else None
+    return line[1] if line else None
+
+
+def _model_name(model: PlanInput) -> str:
     """Return a name that the Hub takes for a model: org/name as it is, a path by its last part."""
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", label):
-        return label
-    parts = [part for part in re.split(r"[/\\]", label) if part.strip(".")]
+    if model.pinned:
+        return parse_reference(HUB_SCHEME + model.pinned).repo_id
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model.label):
+        return model.label
+    parts = [part for part in re.split(r"[/\\]", model.label) if part.strip(".")]
     if len(parts) > 1 and parts[-1].endswith((".safetensors", ".json")):
         parts.pop()
     return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "local"
+
+
+def _commit(model: PlanInput) -> str:
+    """Return where in the repository the model was taken from, for the card."""
+    if not model.pinned:
+        return ""
+    pinned = parse_reference(HUB_SCHEME + model.pinned)
+    return f" at `{pinned.revision}`" + (f", `{pinned.subfolder}`" if pinned.subfolder else "")

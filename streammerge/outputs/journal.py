@@ -20,7 +20,6 @@ from streammerge.outputs.shardfile import replace_file
 from streammerge.plan import Plan
 
 JOURNAL, LOCK = "journal.json", "lock"
-_PIECE = 8 * 1024**2
 
 
 class Journal:
@@ -45,22 +44,29 @@ class Journal:
         Raises:
             OutputError: another process is writing there.
         """
+        holder = self.try_lock()
+        if holder:
+            raise OutputError(
+                f"another streammerge (process {printable(holder)}) is writing to {label}",
+                "Wait until it is done, or choose another output.",
+            )
+
+    def try_lock(self) -> str:
+        """Lock the folder unless another process has; return that one's number, else ""."""
         try:
             import fcntl
         except ImportError:  # Windows
-            return
+            return ""
         self._lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
             self.release()
-            raise OutputError(
-                f"another streammerge (process {printable(holder)}) is writing to {label}",
-                "Wait until it is done, or choose another output folder.",
-            ) from None
+            return holder
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        return ""
 
     def release(self) -> None:
         """Let other processes in."""
@@ -114,14 +120,11 @@ def partial_name(file: str) -> str:
 
 
 def _is_intact(folder: Path, shard: WrittenShard) -> bool:
-    digest = hashlib.sha256()
     try:
         with open(folder / partial_name(shard.file), "rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except OSError:
         return False
-    return digest.hexdigest() == shard.sha256
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from streammerge.errors import HeaderError, ManifestError, printable
+from streammerge.errors import CheckpointError, HeaderError, ManifestError, printable
 from streammerge.formats.safetensors import load_json_object
 from streammerge.outputs import WrittenShard
 from streammerge.plan import Plan, PlanInput
@@ -152,6 +152,31 @@ def read_manifest(storage: Storage) -> tuple[Manifest, bool]:
         raise ManifestError(f"{where}: {place}: {printable(first['msg'], 80)}", _REMEDY) from error
     rest = {key: value for key, value in content.items() if key != "checksum"}
     return manifest, raw == encode_json(content) and manifest.checksum == _checksum(rest)
+
+
+def published(storage: Storage, plan: Plan) -> Manifest | None:
+    """Return the manifest of a folder where a plan was carried out to its end; None elsewhere.
+
+    The files that it names are not looked at.
+    """
+    try:
+        manifest, intact = read_manifest(storage)
+    except (CheckpointError, ManifestError):
+        return None
+    return manifest if intact and manifest.fingerprint == plan.fingerprint() else None
+
+
+def is_whole(root: Path, manifest: Manifest) -> bool:
+    """Whether every file that a manifest names has the bytes that were written."""
+    wanted = {shard.file: shard.sha256 for shard in manifest.shards} | manifest.files
+    try:
+        for name, sha256 in wanted.items():
+            with open(root / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    return False
+    except OSError:
+        return False
+    return True
 
 
 _REMEDY = "It is damaged, or another version of streammerge wrote it: merge again."

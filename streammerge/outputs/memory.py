@@ -65,6 +65,9 @@ class MemoryOutput:
     def publish(self, documents: Mapping[str, bytes], last: str) -> None:
         """Do nothing: who made the output holds the tensors, and documents describe files."""
 
+    def stop(self) -> None:
+        """Do nothing: no write waits."""
+
     def abandon(self) -> bool:
         """Keep nothing."""
         return False

@@ -11,9 +11,14 @@ from streammerge.storage import ALIGNMENT
 
 
 class DirectoryShard:
-    """One shard file, preallocated, written past the page cache where that is possible."""
+    """One shard file, written past the page cache where that is possible.
 
-    def __init__(self, path: Path, size: int) -> None:
+    Args:
+        path, size: of the file.
+        reserve: take the room on the disk at once.
+    """
+
+    def __init__(self, path: Path, size: int, reserve: bool = True) -> None:
         self._path, self._size = path, size
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
         try:
@@ -21,7 +26,7 @@ class DirectoryShard:
         except (AttributeError, OSError):
             self._fd = os.open(path, flags, 0o666)
         try:
-            if hasattr(os, "posix_fallocate"):
+            if reserve and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._fd, 0, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):

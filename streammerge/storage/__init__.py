@@ -7,12 +7,16 @@ scheme in `checkpoint.open_checkpoint`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from threading import Event
+from typing import Literal, Protocol, runtime_checkable
 
 IoMode = Literal["auto", "direct", "mmap", "buffered", "cached"]
 """How files are read; "cached" is "auto" for files that will be read more than once."""
+DownloadMode = Literal["cache", "stream"]
+"""What happens to weights on the Hub: kept in its client's cache, or read as they are merged."""
 ALIGNMENT = 4096
 """Offsets, lengths and addresses of direct reads and writes are multiples of this many bytes."""
 
@@ -24,10 +28,12 @@ class FileIdentity:
     Attributes:
         size: bytes.
         version: modification time in ns, or a commit; any text that changes with the content.
+        digest: of the content, where the store knows it: "sha256:…", or "git:…" for git's id.
     """
 
     size: int
     version: str
+    digest: str = ""
 
 
 class RangeReader(Protocol):
@@ -55,10 +61,66 @@ class RangeReader(Protocol):
         """Release the file; views returned before are void."""
 
 
+class BegunRead(Protocol):
+    """A read whose bytes are perhaps still on their way."""
+
+    def is_done(self) -> bool:
+        """Whether `wait` would not have to."""
+
+    def wait(self) -> memoryview:
+        """Return the bytes, as `RangeReader.fetch` does, and raise what it raises."""
+
+
+@runtime_checkable
+class EarlyReader(RangeReader, Protocol):
+    """An open file from which several reads are better begun before the first is waited for."""
+
+    def begin(self, offset: int, length: int, buffer: memoryview, stop: Event) -> BegunRead:
+        """Begin to fetch bytes; arguments as for `fetch`.
+
+        Args:
+            stop: once it is set, nobody waits for the read any more.
+        """
+
+
+class Download(Protocol):
+    """A file that has to be fetched, or checked, before it can be read from this machine."""
+
+    @property
+    def file(self) -> str:
+        """Path in the store."""
+
+    @property
+    def missing(self) -> int:
+        """Bytes to be fetched; 0 for a file that is here and only to be checked."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it will lie, or a folder above that."""
+
+    def run(self, progress: Callable[[int], None], stop: Event) -> list[str]:
+        """Fetch and check the file; return what the user should know.
+
+        Args:
+            progress: called with the bytes fetched since the last call, in all `missing`.
+            stop: once it is set, the download ends with an exception as soon as it can.
+
+        Raises:
+            HubError: it cannot be had, or is not what the repository says.
+            DiskSpaceError: the disk is full.
+        """
+
+
 class Storage(Protocol):
     """A folder of files, read-only."""
 
     label: str
+    """What the user wrote; names the store in messages."""
+    pinned: str
+    """A reference that means these very files for ever; "" where there is none."""
+
+    def name(self, path: str) -> str:
+        """Return how a user names a file of the store."""
 
     def list(self, folder: str = "") -> Mapping[str, int]:
         """Return the size of each file directly in a folder, by path from the root with "/"."""
@@ -74,7 +136,13 @@ class Storage(Protocol):
         """
 
     def open(self, path: str, mode: IoMode) -> RangeReader:
-        """Open a file for ranged reads by the given mode, or by the best one with "auto"."""
+        """Open a file for ranged reads by the given mode, or by the best one with "auto".
+
+        What `pending` says of it is done first, where that has not happened.
+        """
+
+    def pending(self, path: str) -> Download | None:
+        """Return what must happen before the file can be read from this machine; None: nothing."""
 
 
 LARGE_READ = 128 * 1024

@@ -30,6 +30,7 @@ class LocalStorage:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.label = str(root)
+        self.pinned = ""
 
     def list(self, folder: str = "") -> Mapping[str, int]:
         """Return the size of each regular file in a folder; links to files count as files."""
@@ -43,6 +44,10 @@ class LocalStorage:
                 if entry.is_file():
                     sizes[f"{folder}/{entry.name}".lstrip("/")] = entry.stat().st_size
         return sizes
+
+    def name(self, path: str) -> str:
+        """Return the path of a file as the user would write it."""
+        return f"{self.label}/{path}"
 
     def path(self, path: str) -> Path:
         """Return where a file of this store lies on the machine."""
@@ -72,6 +77,9 @@ class LocalStorage:
             return _open_reader(full, mode)
         except OSError as error:
             raise _unreadable(full, error) from error
+
+    def pending(self, path: str) -> None:
+        """Return None: the files are here."""
 
 
 def _unreadable(path: str | Path, error: Exception) -> CheckpointError:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -48,12 +49,22 @@ def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "streammerge", *map(str, args)]
 
 
-def start(*args: object) -> subprocess.Popen[str]:
+def start(*args: object, module: str = "streammerge") -> subprocess.Popen[str]:
     """Start the command in a process of its own."""
     env = os.environ | {"NO_COLOR": "1", "COLUMNS": "100"}
     return subprocess.Popen(
-        command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        [sys.executable, "-m", module, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        preexec_fn=_mind_interrupts,
     )
+
+
+def _mind_interrupts() -> None:
+    """Let SIGINT interrupt the process: a shell has what it starts with & ignore it, pytest too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(*args: object, timeout: float = 100) -> Done:
