@@ -36,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "outputs": {"plan"},
     "forecast": {"plan"},
     "openfiles": {"checkpoint"},
+    "tokenizers": {"views"},
     "plan": {"recipe", "coverage", "configs", "checkpoint"},
     "coverage": {"recipe"},
     "configs": set(),
