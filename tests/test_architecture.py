@@ -50,6 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "outputs": {"plan", "checkpoint", "configs", "hub", "references"},
     "forecast": {"plan", "downloads"},
     "openfiles": {"checkpoint"},
+    "tokenizers": {"views"},
     "planning": {"plan", "configs", "checkpoint"},
     "plan": {"recipe", "coverage", "formats", "methods"},
     "coverage": {"recipe"},
