@@ -17,8 +17,8 @@ from streammerge.api import Prepared, Result
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
 from streammerge.outputs import Pushed
-from streammerge.plan import Step
 from streammerge.tensors import TensorInfo, format_size
+from streammerge.wording import methods_in_words, part_in_words, step_in_words
 
 _FEW = 6
 
@@ -58,11 +58,14 @@ def plan(prepared: Prepared, facts: Forecast, verbose: bool, to_stderr: bool = F
 
 
 def _models(prepared: Prepared) -> Table:
-    table = grid(">coefficient", ">tensors", ">size", "dtype", "model")
-    for model, checkpoint in zip(prepared.plan.inputs, prepared.checkpoints, strict=True):
-        tensors = list(checkpoint.tensors.values())
+    the_plan = prepared.plan
+    shares = all(model.coefficient is not None for model in the_plan.inputs)
+    heading = ">coefficient" if shares else methods_in_words(the_plan)
+    table = grid(heading, ">tensors", ">size", "dtype", "model")
+    for index, checkpoint in enumerate(prepared.checkpoints):
+        model, tensors = the_plan.inputs[index], list(checkpoint.tensors.values())
         table.add_row(
-            "" if model.coefficient is None else f"{model.coefficient:.6g}",
+            part_in_words(the_plan, index),
             f"{len(tensors):,}",
             format_size(sum(tensor.nbytes for tensor in tensors)),
             _dtypes(tensors),
@@ -105,7 +108,7 @@ def _plan_tensors(prepared: Prepared) -> Table:
     for tensor in prepared.plan.tensors:
         step = prepared.plan.steps[tensor.step]
         what = {
-            "merge": _merge_in_words(step),
+            "merge": step_in_words(step),
             "equal": "copied, all equal",
             "copy": f"copied from {prepared.plan.inputs[step.sources[0]].label}",
         }[step.action]
@@ -113,19 +116,6 @@ def _plan_tensors(prepared: Prepared) -> Table:
             escape(printable(tensor.name)), tensor.dtype, str(list(tensor.shape)), escape(what)
         )
     return table
-
-
-def _merge_in_words(step: Step) -> str:
-    """Return method and parameters, such as "ties, density 0.5 0.3, normalize"."""
-    words = [step.method]
-    for name, value in step.parameters:
-        if isinstance(value, tuple):
-            words.append(f"{name} {' '.join(f'{v}' for v in value)}")
-        elif value is True:
-            words.append(name)
-        elif value is not False:
-            words.append(f"{name} {value}")
-    return ", ".join(words)
 
 
 def _dtypes(tensors: list[TensorInfo]) -> str:
