@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Self, cast
 
 from pydantic import PrivateAttr
 
@@ -18,6 +18,10 @@ class Placed(Data):
 
     _file: str = PrivateAttr("")
     _lines: Mapping[Path, int] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever they were read."""
+        return type(self) is type(other) and self.model_dump() == cast(Placed, other).model_dump()
 
     @property
     def file(self) -> str:
