@@ -19,6 +19,7 @@ from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
+from streammerge.relatives import check_relatives
 from streammerge.storage import DownloadMode, IoMode
 from streammerge.tensors import parse_size
 
@@ -77,6 +78,7 @@ def prepare_average(
     keep: Sequence[str] = (),
     side_files_from: Reference | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     download: DownloadMode = "cache",
     token: str | None = None,
     **hub: Unpack[HubOptions],
@@ -101,6 +103,8 @@ def prepare_average(
     layout = make_layout(plan, checkpoints, budget, streaming)
     output.check_space(plan)
     check_space(needed_downloads(plan, checkpoints), *output.space(plan))
+    notes = (*plan.notes, *check_relatives(plan, checkpoints, strict))
+    plan = plan.model_copy(update={"notes": notes})
     return Prepared(plan, checkpoints, layout, output)
 
 
@@ -176,6 +180,7 @@ class PlanOptions(HubOptions, total=False):
     keep: Sequence[str]
     side_files_from: Reference | None
     overwrite: bool
+    strict: bool
     download: DownloadMode
     token: str | None
 
@@ -209,6 +214,7 @@ def average(
     keep: Sequence[str] = (),
     side_files_from: Reference | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     io: IoMode = "auto",
     allow_nonfinite: bool = False,
     download: DownloadMode = "cache",
@@ -232,6 +238,7 @@ def average(
         keep: globs of tensor names to take from the first model that has them.
         side_files_from: the model whose config and tokenizer are copied; the first by default.
         overwrite: replace a checkpoint that is in `out` already.
+        strict: refuse models that look unrelated, which is only a note otherwise.
         io: how inputs are read: auto, direct, mmap or buffered.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
         download: weights on the Hub go through the "cache" of its client, or "stream" unstored.
@@ -254,6 +261,7 @@ def average(
         keep=keep,
         side_files_from=side_files_from,
         overwrite=overwrite,
+        strict=strict,
         download=download,
         token=token,
         **hub,

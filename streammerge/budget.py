@@ -33,8 +33,8 @@ PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
 """Windows in flight: one is written, one merged, two are read."""
-USEFUL, USEFUL_STREAMING = 192 * MiB, 384 * MiB
-"""Buffers beyond this bring no more speed (measured): from disks, and from the Hub."""
+USEFUL = 192 * MiB
+"""Buffers beyond this bring no more speed (measured)."""
 MEASURED_AT_ONCE = 16
 """Tensors that lie in more than one window and are measured at the same time."""
 _MEASUREMENT = MiB // 2  # of one model's tensor: the counts of a radix select
@@ -94,7 +94,6 @@ def make_layout(
     fixed = BASE + PER_TENSOR * tensors + workers * _workspace(plan) + measurements(plan)
     fixed += whole_tensors(plan) + sum(c.scratch for c in checkpoints)  # one thread reads each
     fixed += CLIENT if streaming else 0
-    useful = USEFUL_STREAMING if streaming else USEFUL
     ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
     row_room = rows(plan)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST
@@ -105,7 +104,7 @@ def make_layout(
     longest = max(shard.file_size for shard in plan.shards)
     if memory is None:
         reason = "enough for full speed"
-        budget = fixed + useful
+        budget = fixed + USEFUL
         free = available_memory()
         if free is not None and budget > free // 2:
             budget, reason = max(free // 2, fixed + cost(smallest)), "half of what is free"
@@ -118,7 +117,7 @@ def make_layout(
             f"{len(checkpoints)} models with {tensors:,} tensors",
             f"The least that works here is --memory {least}MiB.",
         )
-    room = min(budget - fixed, useful)
+    room = min(budget - fixed, USEFUL)
     per_byte = FRAMES * (1 + sum(ratio * _SLACK for ratio in ratios))
     window = int((room - cost(0)) / per_byte)
     # A small output is cut into several windows too, so that reading and writing overlap.

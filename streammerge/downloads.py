@@ -38,7 +38,8 @@ def needed_downloads(
         for tensor in shard.tensors if shard.file not in without else ():
             for model in plan.steps[tensor.step].sources:
                 names[model].add(tensor.name)
-    return [d for c, wanted in zip(checkpoints, names, strict=True) for d in c.downloads(wanted)]
+    found = (c.downloads(wanted) for c, wanted in zip(checkpoints, names, strict=True))
+    return list(dict.fromkeys(download for downloads in found for download in downloads))
 
 
 def check_space(downloads: Sequence[Download], out: Path, out_bytes: int) -> None:

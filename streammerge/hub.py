@@ -97,7 +97,7 @@ def _refusal(error: Exception, repo: str) -> tuple[str, str] | None:
         return "nobody is logged in", LOG_IN
     if isinstance(error, GatedRepoError):
         page = f"{constants.ENDPOINT}/{repo}"
-        return "the repository is gated", f"Ask for access at {page}, and {LOG_IN.lower()}"
+        return "the repository is gated", f"Ask for access at {page}. {LOG_IN}"
     if isinstance(error, DisabledRepoError):
         return "the Hub has disabled the repository", "Choose another one."
     if isinstance(error, RepositoryNotFoundError):
@@ -109,7 +109,8 @@ def _refusal(error: Exception, repo: str) -> tuple[str, str] | None:
         return "a file is not there", "Check its name and the revision."
     if status == 401:
         return "the token is not valid", f"It may be expired or revoked. {LOG_IN}"
-    if status in (402, 403, 413, 422) and any(word in said.lower() for word in _QUOTA):
+    no_room = status in (402, 403, 413, 422) or isinstance(error, ValueError)
+    if no_room and any(word in said.lower() for word in _QUOTA):
         return f"the Hub takes no more: {said}", "Free or buy storage, or choose another namespace."
     if status == 403:
         return f"the token may not do that: {said}", "Use a token with write access."
@@ -126,20 +127,19 @@ def _failure(error: Exception) -> tuple[str, str]:
     if status >= 500:
         return f"the Hub failed ({status}): {said}", "Run the same command again later."
     if status:
-        return f"the Hub refused ({status}): {said}", "Nothing can be done about it from here."
+        return f"the Hub refused ({status}): {said}", "See what it says, then run it again."
     if isinstance(error, NETWORK_ERROR | ConnectionError | TimeoutError):
         remedy = f"Check the network and {constants.ENDPOINT}, then run the same command again."
-        return f"the Hub cannot be reached ({_text(error)})", remedy
-    return _text(error), "Run the same command again."
+        return f"the Hub cannot be reached ({said})", remedy
+    return said, "Run the same command again."
 
 
 def _server_message(error: Exception) -> str:
     if not isinstance(error, HfHubHTTPError):
-        return ""
+        return _text(error)
     header = error.response.headers.get("x-error-message")
     return printable(error.server_message or header or _text(error))
 
 
 def _text(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return printable(lines[0]) if lines else type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammerge.checkpoint import as_read, open_checkpoint
-from streammerge.plan import make_plan
+from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
 from streammerge.storage.local import LocalStorage
 from streammerge.views.lora import LoraApplied

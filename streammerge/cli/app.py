@@ -7,19 +7,17 @@ Results go to stdout, all else to stderr. Exit status: 0 done, 1 refused or fail
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from streammerge import api
-from streammerge.checkpoint import open_checkpoint
+from streammerge.checkpoint import HubAccess, open_checkpoint
 from streammerge.cli import options as o
 from streammerge.cli import show, show_verify
+from streammerge.cli.endings import errors_for_people
 from streammerge.cli.progress import ProgressBar
 from streammerge.cli.startup import load_torch_beside
-from streammerge.errors import StreammergeError
 from streammerge.forecast import forecast
 from streammerge.push import push as push_output
 from streammerge.verify import verify as verify_output
@@ -44,10 +42,12 @@ def average(
     max_shard_size: o.MaxShardSize = "5GB",
     device: o.Device = "auto",
     io: o.IoOption = o.Io.auto,
+    download: o.DownloadOption = o.Download.cache,
     skip: o.Skip = None,
     keep: o.Keep = None,
     side_files_from: o.SideFilesFrom = None,
     overwrite: o.Overwrite = False,
+    strict: o.Strict = False,
     push_to_hub: o.PushToHub = None,
     private: o.Private = False,
     branch: o.Branch = None,
@@ -74,6 +74,8 @@ def average(
             keep=keep or (),
             side_files_from=side_files_from,
             overwrite=overwrite,
+            strict=strict,
+            download=download.value,
             push_to_hub=push_to_hub,
             private=private,
             branch=branch,
@@ -88,16 +90,17 @@ def average(
             show.plan(prepared, facts, verbose, to_stderr=True)
         sent = prepared.output.bytes_to_send(prepared.plan)
         total = facts.bytes_read + facts.bytes_written + sent
-        with ProgressBar(total, enabled=not quiet) as progress:
+        with ProgressBar(total, enabled=not quiet) as bar:
             result = api.execute(
                 prepared,
                 device=device,
                 io=io.value,
                 allow_nonfinite=allow_nonfinite,
                 command=["streammerge", *o.without_token(sys.argv[1:])],
-                progress=progress,
+                progress=lambda nbytes: bar.stage("merging", nbytes, total),
+                download_progress=lambda nbytes, size: bar.stage("downloading", nbytes, size),
             )
-        show.result_as_json(result) if json else show.result(result, facts)
+        show.result_as_json(result) if json else show.result(result, facts, prepared.plan.notes)
 
 
 @app.command()
@@ -110,10 +113,12 @@ def plan(
     max_shard_size: o.MaxShardSize = "5GB",
     device: o.Device = "auto",
     io: o.IoOption = o.Io.auto,
+    download: o.DownloadOption = o.Download.cache,
     skip: o.Skip = None,
     keep: o.Keep = None,
     side_files_from: o.SideFilesFrom = None,
     overwrite: o.Overwrite = False,
+    strict: o.Strict = False,
     push_to_hub: o.PushToHub = None,
     private: o.Private = False,
     branch: o.Branch = None,
@@ -132,10 +137,12 @@ def plan(
         max_shard_size,
         device,
         io,
+        download,
         skip,
         keep,
         side_files_from,
         overwrite,
+        strict,
         push_to_hub,
         private,
         branch,
@@ -149,13 +156,16 @@ def plan(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint, here or on the Hub.")
+    ],
+    token: o.Token = None,
     json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
     """Print the tensors, dtypes, shards, parameters and bytes of a checkpoint."""
     with errors_for_people():
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model, HubAccess(token=token))
         show.checkpoint_as_json(checkpoint) if json else show.checkpoint(checkpoint, verbose)
 
 
@@ -231,21 +241,6 @@ def root(
     ] = False,
 ) -> None:
     """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
-
-
-@contextmanager
-def errors_for_people(
-    interrupted: str = "nothing was left in the output folder",
-) -> Iterator[None]:
-    """Turn what a user did wrong into a short message and an exit status."""
-    try:
-        yield
-    except StreammergeError as error:
-        show.error(error)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt as interruption:
-        show.interrupted(" ".join(getattr(interruption, "__notes__", [interrupted])))
-        raise typer.Exit(130) from None
 
 
 def main() -> None:

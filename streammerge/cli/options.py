@@ -18,6 +18,13 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Download(StrEnum):
+    """Choices of --download."""
+
+    cache = "cache"
+    stream = "stream"
+
+
 class Io(StrEnum):
     """Choices of --io."""
 
@@ -48,7 +55,8 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL MODEL…",
-        help="Folders with safetensors weights, or paths of .safetensors files.",
+        help="Folders with safetensors weights, .safetensors files, or models on the Hub as "
+        "org/name[@revision][:subfolder].",
         show_default=False,
     ),
 ]
@@ -60,6 +68,14 @@ Out = Annotated[
         metavar="OUT",
         help="Folder to write, or hf://NAMESPACE/NAME[@BRANCH] on the Hub.",
         show_default=False,
+    ),
+]
+DownloadOption = Annotated[
+    Download,
+    typer.Option(
+        "--download",
+        help="Weights on the Hub: cache keeps them in its client's cache, checked; stream reads "
+        "them as they are merged, and stores nothing.",
     ),
 ]
 Token = Annotated[
@@ -149,6 +165,9 @@ SideFilesFrom = Annotated[
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the checkpoint that is in OUT.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse models that look unrelated, instead of a note.")
 ]
 AllowNonfinite = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Pass NaN and Inf on instead of refusing them.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -87,11 +88,14 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
         "coverage": coverage,
         "traffic": f"{format_size(facts.bytes_read)} to read, "
         f"{format_size(facts.bytes_written)} to write",
+        "download": f"{format_size(facts.bytes_downloaded)} into the cache, before the merge",
         "reading": facts.reading,
         "memory": f"{prepared.layout.describe()}; "
         f"peak about {format_size(prepared.layout.peak, binary=True)}",
         "device": facts.device,
     }
+    if not facts.bytes_downloaded:
+        del rows["download"]
     for name, text in rows.items():
         table.add_row(f"[bold]{name}[/]", escape(printable(text)))
     return table
@@ -148,8 +152,8 @@ def plan_as_json(prepared: Prepared, facts: Forecast) -> None:
     )
 
 
-def result(done: Result, facts: Forecast) -> None:
-    """Print what was written."""
+def result(done: Result, facts: Forecast, known: Sequence[str]) -> None:
+    """Print what was written, and the notes that are not known yet."""
     console = open_console()
     rate = (facts.bytes_read + facts.bytes_written) / max(done.seconds, 1e-9)
     how = ", ".join(f"{count} {mode}" for mode, count in sorted(done.read_modes.items()))
@@ -170,6 +174,9 @@ def result(done: Result, facts: Forecast) -> None:
         pushed(done.pushed)
     for name, count in sorted(done.nonfinite.items()):
         console.print(f"  [yellow]{count:,} NaN or Inf[/] in {escape(printable(name))}")
+    for note in done.notes:
+        if note not in known:
+            console.print(f"[yellow]note[/] {escape(printable(note))}")
 
 
 def pushed(done: Pushed) -> None:

@@ -138,4 +138,4 @@ def merge_method(
     return register
 
 
-from streammerge.methods import averages, slerp, spheres, task_vectors  # noqa: E402, F401  register themselves
+from streammerge.methods import averages, slerp, spectral, spheres, task_vectors  # noqa: E402, F401  register themselves

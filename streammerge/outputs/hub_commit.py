@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -19,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from streammerge.errors import HubError, listing
 from streammerge.formats.side_files import is_side_file
-from streammerge.hub import NETWORK_ERROR, explain, refusals, root_cause, status_of
+from streammerge.hub import NETWORK_ERROR, explain, root_cause, status_of
 from streammerge.outputs import Pushed
 from streammerge.outputs.hub_client import addition, git_id
 from streammerge.outputs.hub_repository import Repository, Snapshot
@@ -108,15 +108,32 @@ class Commit:
 
     def _look(self, failure: Exception | None) -> tuple[Snapshot, Pushed | None]:
         """Return what lies on the branch, and the push if it has all that was to be committed."""
-        action = "commit to" if failure is None else "find out whether the commit was made to"
-        with refusals(action, self._destination.repo):
-            head = self._repository.snapshot()
-            if self._is_there(head):
-                return head, self._pushed(head.commit, new=failure is not None)
-            for number, pull in self._pull_requests():
-                if self._is_there(pull):
-                    return head, self._pushed(pull.commit, new=failure is not None, pull=number)
-            return head, None
+        for wait in (*WAITS, None):
+            try:
+                head = self._repository.snapshot()
+                pulls = self._pull_requests() if self._destination.create_pr else {}
+                break
+            except Exception as error:
+                if wait is None or not _is_worth_another_try(error):
+                    unclear = "find out whether the commit was made to"
+                    action = "commit to" if failure is None else unclear
+                    raise explain(error, action, self._destination.repo) from error
+                time.sleep(wait)
+        new = failure is not None
+        if self._is_there(head):
+            return head, self._pushed(head.commit, new)
+        for number, pull in pulls.items():
+            if self._is_there(pull):
+                return head, self._pushed(pull.commit, new, number)
+        return head, None
+
+    def _pull_requests(self) -> dict[int, Snapshot]:
+        """Return what lies on the newest pull requests, by number."""
+        client, repo = self._repository.client, self._destination.repo
+        refs = client.list_repo_refs(repo, include_pull_requests=True).pull_requests or []
+        found = {int(match[1]): ref for ref in refs if (match := _PULL.fullmatch(ref.ref))}
+        newest = sorted(found, reverse=True)[:_LOOKED_AT]
+        return {n: self._repository.snapshot(found[n].target_commit) for n in newest}
 
     def _is_there(self, found: Snapshot) -> bool:
         files = found.files
@@ -128,15 +145,6 @@ class Commit:
         """Return the files of another model that would be mixed with ours."""
         foreign = found.files.keys() - self._wanted.keys()
         return sorted(path for path in foreign if belongs_to_a_model(path))
-
-    def _pull_requests(self) -> Iterator[tuple[int, Snapshot]]:
-        if not self._destination.create_pr:
-            return
-        client, repo = self._repository.client, self._destination.repo
-        refs = client.list_repo_refs(repo, include_pull_requests=True).pull_requests or []
-        found = [(int(match[1]), ref) for ref in refs if (match := _PULL.fullmatch(ref.ref))]
-        for number, ref in sorted(found, key=lambda pair: -pair[0])[:_LOOKED_AT]:
-            yield number, self._repository.snapshot(ref.target_commit)
 
     def _refuse_foreign_changes(self, head: Snapshot) -> None:
         old, new = self._base.files, head.files
@@ -166,7 +174,7 @@ class Commit:
             create_pr=destination.create_pr,
             parent_commit=head.commit,
         )
-        return self._pushed(info.oid, new=True, pull=info.pr_num)
+        return self._pushed(info.oid, True, info.pr_num)
 
     def _pushed(self, commit: str, new: bool, pull: int | None = None) -> Pushed:
         page = f"discussions/{pull}" if pull is not None else f"commit/{commit}"

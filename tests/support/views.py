@@ -13,7 +13,7 @@ from streammerge.api import Prepared, Result, execute
 from streammerge.budget import make_layout
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.outputs.directory import DirectoryOutput
-from streammerge.plan import make_plan
+from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
 from streammerge.storage import ALIGNMENT, IoMode
 from streammerge.tensors import torch_dtype

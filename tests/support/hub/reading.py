@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from tests.support.hub import access
 from tests.support.hub.access import Refused
 from tests.support.hub.log import Entry
-from tests.support.hub.repos import Blob, Commit, Repository
+from tests.support.hub.repos import Blob, Commit, Repository, pointer
 
 if TYPE_CHECKING:
     from tests.support.hub.hub import Hub
@@ -52,7 +52,7 @@ def opened(hub: Hub, request: Request, entry: Entry) -> tuple[Repository, Commit
 async def info(hub: Hub, request: Request, entry: Entry) -> Response:
     repository, commit = opened(hub, request, entry)
     blobs = request.query_params.get("blobs", "").lower() in ("true", "1")
-    card = _card(hub, commit)
+    card = _card(commit)
     oldest = list(repository.history(commit.oid))[-1]
     answer: Json = {
         "_id": f"id-of-{repository.id}",
@@ -84,11 +84,17 @@ def _sibling(path: str, blob: Blob, blobs: bool) -> Json:
     if blobs:
         found |= {"blobId": blob.oid, "size": blob.size}
         if blob.sha256:
-            found["lfs"] = {"sha256": blob.sha256, "size": blob.size, "pointerSize": 134}
+            found["lfs"] = _pointer(blob, "sha256")
     return found
 
 
-def _card(hub: Hub, commit: Commit) -> Json:
+def _pointer(blob: Blob, digest: str) -> Json:
+    assert blob.sha256 is not None
+    size = len(pointer(blob.sha256, blob.size))
+    return {digest: blob.sha256, "size": blob.size, "pointerSize": size}
+
+
+def _card(commit: Commit) -> Json:
     """The metadata of the model card, as the Hub reads it."""
     readme = commit.files.get("README.md")
     parts = readme.data.decode().split("---\n", 2) if readme else []
@@ -112,7 +118,7 @@ def _date(date: datetime) -> str:
 def _file(hub: Hub, path: str, blob: Blob) -> Json:
     found: Json = {"type": "file", "oid": blob.oid, "size": blob.size, "path": path}
     if blob.sha256:
-        found["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": 134}
+        found["lfs"] = _pointer(blob, "oid")
     if xet_hash := hub.xet_hash(blob):
         found["xetHash"] = xet_hash
     return found

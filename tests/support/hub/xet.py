@@ -95,7 +95,8 @@ async def token(hub: Hub, request: Request, entry: Entry) -> Response:
             access.check_write(repository, user)
     else:
         access.check_gate(opened(hub, request, entry)[0], user)
-    assert hub.chunks is not None
+    if hub.chunks is None:
+        raise access.Refused(404, "Xet is not enabled for this repository")
     expiry = int(time.time()) + LIFETIME
     headers = {
         "X-Xet-Cas-Url": hub.chunks.url,
