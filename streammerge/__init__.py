@@ -1,12 +1,14 @@
 """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
 
-from streammerge.api import Result, plan_average
+from streammerge.api import merge, plan_average
 from streammerge.checks import Finding
 from streammerge.errors import StreammergeError
+from streammerge.jobs import Result
 from streammerge.modules import average, merge_modules, weighted_average
 from streammerge.outputs import Pushed, WrittenShard
 from streammerge.plan import Plan
 from streammerge.push import push
+from streammerge.recipe import Recipe, load_recipe
 from streammerge.verify import Verification, verify
 from streammerge.version import __version__
 
@@ -14,12 +16,15 @@ __all__ = [
     "Finding",
     "Plan",
     "Pushed",
+    "Recipe",
     "Result",
     "StreammergeError",
     "Verification",
     "WrittenShard",
     "__version__",
     "average",
+    "load_recipe",
+    "merge",
     "merge_modules",
     "plan_average",
     "push",

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from streammerge import api
-from streammerge.api import AverageOptions, Reference, Result
 from streammerge.errors import RecipeError
 from streammerge.inmemory.recipes import make_recipe
+from streammerge.jobs import AverageOptions, Reference, Result
 
 if TYPE_CHECKING:
     import torch

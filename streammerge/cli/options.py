@@ -120,6 +120,48 @@ Weight = Annotated[
         show_default=False,
     ),
 ]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="SPEC",
+        help="Coefficients for checkpoints of a run: uniform, linear, ema:DECAY, ema:half_life=N, "
+        "wsm:linear|cosine|minus-sqrt, or explicit:1,2,3 (oldest first).",
+        show_default=False,
+    ),
+]
+Last = Annotated[
+    int | None,
+    typer.Option(
+        "--last",
+        metavar="N",
+        min=1,
+        help="Take the newest N checkpoints, by the steps that their names say.",
+        show_default=False,
+    ),
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        "--every",
+        metavar="N",
+        min=1,
+        help="Take every N-th checkpoint, counted back from the newest.",
+        show_default=False,
+    ),
+]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        "--steps",
+        metavar="FIRST:LAST[:STRIDE]",
+        help="Take the checkpoints of these steps.",
+        show_default=False,
+    ),
+]
+RecipeFile = Annotated[
+    str, typer.Argument(metavar="RECIPE.yml", help="A recipe.", show_default=False)
+]
 DtypeOption = Annotated[
     Dtype,
     typer.Option("--dtype", help="Dtype of merged tensors; auto: each keeps the first model's."),

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from streammerge.api import Prepared, Result
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
+from streammerge.jobs import Prepared, Result
 from streammerge.outputs import Pushed
 from streammerge.plan import Step
 from streammerge.tensors import TensorInfo, format_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self, cast
+from typing import Self
 
 from pydantic import PrivateAttr
 
@@ -21,7 +21,7 @@ class Placed(Data):
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same, wherever they were read."""
-        return type(self) is type(other) and self.model_dump() == cast(Placed, other).model_dump()
+        return type(self) is type(other) and self.model_dump() == other.model_dump()
 
     @property
     def file(self) -> str:
