@@ -18,10 +18,12 @@ from streammerge.options import (
     AverageOptions,
     AveragePlanOptions,
     MergeOptions,
+    MergePlanOptions,
     PlanOptions,
     RecipeOptions,
     Reference,
     RunOptions,
+    TensorOptions,
 )
 from streammerge.outputs import Pushed, Target, WrittenShard
 from streammerge.outputs.targets import HubOptions, open_output
@@ -170,15 +172,31 @@ def merge(recipe: Recipe | Reference, out: Reference, **options: Unpack[MergeOpt
     Raises:
         StreammergeError: with what is wrong, where, and what to do.
     """
-    asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     for_plan, for_run = _split(options)
-    return execute(prepare(asked, out, **for_plan), **for_run)
+    return execute(prepare(read_recipe(recipe, options), out, **for_plan), **for_run)
 
 
-def plan_merge(recipe: Recipe | Reference, out: Reference, **options: Unpack[PlanOptions]) -> Plan:
+def plan_merge(
+    recipe: Recipe | Reference, out: Reference, **options: Unpack[MergePlanOptions]
+) -> Plan:
     """Return the plan of a merge without writing anything; as `merge`."""
+    return prepare(read_recipe(recipe, options), out, **_split(options)[0]).plan
+
+
+def read_recipe(
+    recipe: Recipe | Reference, options: TensorOptions | MergePlanOptions | MergeOptions
+) -> Recipe:
+    """Return a recipe, read if need be, with what the options say instead."""
     asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    return prepare(asked, out, **options).plan
+    changes: dict[str, object] = {}
+    if options.get("dtype", "auto") != "auto":
+        changes["out_dtype"] = options["dtype"]
+    for key, own in (("skip", asked.skip), ("keep", asked.keep)):
+        if options.get(key):
+            changes[key] = (*own, *options[key])  # type: ignore[literal-required]
+    if (donor := options.get("side_files_from")) is not None:
+        changes["side_files_from"] = os.fspath(donor)
+    return asked.changed(**changes) if changes else asked
 
 
 def average(
@@ -224,7 +242,7 @@ def recipe_of(
 
 
 def _split(
-    options: MergeOptions | AveragePlanOptions | AverageOptions,
+    options: MergeOptions | MergePlanOptions | AveragePlanOptions | AverageOptions,
 ) -> tuple[PlanOptions, RunOptions]:
     """Return the options that the plan depends on, and those of the run.
 

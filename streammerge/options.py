@@ -60,28 +60,42 @@ class RunOptions(TypedDict, total=False):
     download_progress: DownloadProgress
 
 
-class MergeOptions(PlanOptions, RunOptions, total=False):
+class TensorOptions(TypedDict, total=False):
+    """What can be said beside a recipe.
+
+    Keys:
+        dtype: of merged tensors: auto (the recipe's, or else each tensor's in the first model),
+            float32, float16 or bfloat16.
+        skip: globs of tensor names to leave out.
+        keep: globs of tensor names to take from the first model that has them.
+        side_files_from: the model whose config and tokenizer are copied; by default the base model,
+            or the first.
+    """
+
+    dtype: str
+    skip: Sequence[str]
+    keep: Sequence[str]
+    side_files_from: Reference | None
+
+
+class MergePlanOptions(TensorOptions, PlanOptions, total=False):
+    """The options of a merge, besides the recipe, that its plan depends on."""
+
+
+class MergeOptions(MergePlanOptions, RunOptions, total=False):
     """All options of a merge besides the recipe."""
 
 
-class RecipeOptions(TypedDict, total=False):
+class RecipeOptions(TensorOptions, total=False):
     """What an average can be asked for without a recipe file.
 
     Keys:
         weights: one for each model, in order, in any proportion; decimals count as written.
-        dtype: of merged tensors: auto (each keeps the first model's), float32, float16, bfloat16.
-        skip: globs of tensor names to leave out.
-        keep: globs of tensor names to take from the first model that has them.
-        side_files_from: the model whose config and tokenizer are copied; the first by default.
         schedule: coefficients for checkpoints of a training run, oldest first, e.g. "ema:0.2".
         last, every, steps: which checkpoints of the run; see `recipe.Selection`.
     """
 
     weights: Sequence[float | str] | None
-    dtype: str
-    skip: Sequence[str]
-    keep: Sequence[str]
-    side_files_from: Reference | None
     schedule: str | None
     last: int | None
     every: int | None

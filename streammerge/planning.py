@@ -84,11 +84,14 @@ def _step(
     base = _base(method, treatment)
     models = [i for i in decision.sources if i != base and i < len(recipe.models)]
     _check_count(method, len(models))
+    settings = treatment.parameters
+    if "seed" in method.parameters:
+        settings = {"seed": recipe.seed, **settings}
     try:
         parameters = resolve(
             method.name,
             method.parameters,
-            treatment.parameters,
+            settings,
             [treatment.each[i] for i in models],
         )
     except ParameterError as error:

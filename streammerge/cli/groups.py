@@ -23,6 +23,11 @@ class Average:
     last: o.Last = None
     every: o.Every = None
     steps: o.Steps = None
+
+
+class Tensors:
+    """What the output's tensors are."""
+
     dtype: o.DtypeOption = o.Dtype.auto
     skip: o.Skip = None
     keep: o.Keep = None

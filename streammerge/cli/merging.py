@@ -11,22 +11,22 @@ from streammerge import api
 from streammerge.cli import options as o
 from streammerge.cli import show
 from streammerge.cli.endings import errors_for_people
-from streammerge.cli.groups import Average, Machine, Plan, Print, Run, takes
+from streammerge.cli.groups import Average, Machine, Plan, Print, Run, Tensors, takes
 from streammerge.cli.progress import ProgressBar
 from streammerge.cli.startup import load_torch_beside
 from streammerge.forecast import forecast
-from streammerge.options import PlanOptions, RecipeOptions
-from streammerge.recipe import Recipe, load_recipe
+from streammerge.options import PlanOptions, RecipeOptions, TensorOptions
+from streammerge.recipe import Recipe
 
 
-@takes(Average, Plan, Machine, Run, Print)
+@takes(Average, Tensors, Plan, Machine, Run, Print)
 def average(models: o.Models, output: o.Out, **options: Any) -> None:
     """Average two or more checkpoints of the same architecture, with weights or without."""
     with errors_for_people():
         _carry_out(lambda: _average_recipe(models, options), output, options)
 
 
-@takes(Average, Plan, Machine, Print)
+@takes(Average, Tensors, Plan, Machine, Print)
 def plan(models: o.Models, output: o.Out, **options: Any) -> None:
     """Print what `average` with the same arguments would do, from headers alone."""
     with errors_for_people():
@@ -34,7 +34,7 @@ def plan(models: o.Models, output: o.Out, **options: Any) -> None:
         _carry_out(lambda: recipe, output, {**options, "dry_run": True})
 
 
-@takes(Plan, Machine, Run, Print)
+@takes(Tensors, Plan, Machine, Run, Print)
 def merge(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE.yml", help="A recipe: see docs/recipes.md.")
@@ -44,22 +44,28 @@ def merge(
 ) -> None:
     """Merge checkpoints by any method, as a recipe says; mergekit's recipes run as they are."""
     with errors_for_people():
-        _carry_out(lambda: load_recipe(recipe), output, options)
+        _carry_out(lambda: api.read_recipe(recipe, _tensor_options(options)), output, options)
 
 
 def _average_recipe(models: list[str], options: dict[str, Any]) -> Recipe:
     given: RecipeOptions = {
+        **_tensor_options(options),
         "weights": options["weight"],
-        "dtype": options["dtype"].value,
-        "skip": options["skip"] or (),
-        "keep": options["keep"] or (),
-        "side_files_from": options["side_files_from"],
         "schedule": options["schedule"],
         "last": options["last"],
         "every": options["every"],
         "steps": options["steps"],
     }
     return api.recipe_of(models, given)
+
+
+def _tensor_options(options: dict[str, Any]) -> TensorOptions:
+    return {
+        "dtype": options["dtype"].value,
+        "skip": options["skip"] or (),
+        "keep": options["keep"] or (),
+        "side_files_from": options["side_files_from"],
+    }
 
 
 def _carry_out(read: Any, output: Any, options: dict[str, Any]) -> None:

@@ -136,9 +136,13 @@ class Node:
             return _WORDS[word]
         if _INTEGER.fullmatch(word):
             return int(word)
-        if _FLOAT.fullmatch(word) and math.isfinite(float(word)):
-            return float(word)
-        if _DOUBTFUL.fullmatch(word) or _FLOAT.fullmatch(word) or word.lower() in _ENDLESS:
+        doubtful = _DOUBTFUL.fullmatch(word) or word.lower() in _ENDLESS
+        if _FLOAT.fullmatch(word) and not doubtful:
+            number = float(word)
+            doubtful = not math.isfinite(number)
+            if not doubtful:
+                return number
+        if doubtful:
             raise self.error(
                 f"{self._name()} is {printable(word, 60)}, which is no number to rely on",
                 "Write a finite decimal number, such as 0.5 or 1e-5; or a text in quotes.",

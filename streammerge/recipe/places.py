@@ -20,6 +20,10 @@ class Placed(Data):
     _text: str = PrivateAttr("")
     _lines: Mapping[Path, int] = PrivateAttr(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever they were read."""
+        return type(self) is type(other) and self.model_dump() == other.model_dump()
+
     @property
     def file(self) -> str:
         """The file it was read from; "" for none."""
