@@ -3,6 +3,7 @@
 from streammerge.api import Result, merge, plan_average, plan_merge
 from streammerge.checks import Finding
 from streammerge.errors import StreammergeError
+from streammerge.methods import merge_method
 from streammerge.modules import average, merge_modules, weighted_average
 from streammerge.outputs import Pushed, WrittenShard
 from streammerge.plan import Plan
@@ -24,6 +25,7 @@ __all__ = [
     "average",
     "load_recipe",
     "merge",
+    "merge_method",
     "merge_modules",
     "plan_average",
     "plan_merge",

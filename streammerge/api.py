@@ -12,6 +12,7 @@ from streammerge.budget import Layout, make_layout
 from streammerge.checkpoint import Checkpoint, HubAccess, open_checkpoint
 from streammerge.downloads import check_space, fetch, needed_downloads
 from streammerge.errors import RecipeError
+from streammerge.extensions import load_plugins
 from streammerge.forecast import bytes_to_read
 from streammerge.inputs import open_inputs
 from streammerge.options import (
@@ -83,6 +84,7 @@ def prepare(recipe: Recipe, out: Reference, **options: Unpack[PlanOptions]) -> P
     budget = None if memory is None else parse_size(memory)
     shard_size = parse_size(options.get("max_shard_size", "5GB"))
     access = HubAccess(options.get("download", "cache"), token)
+    load_plugins([path for each in (recipe, *recipe.recipes.values()) for path in each.plugins])
     checkpoints = open_inputs(recipe, lambda reference: open_checkpoint(reference, access))
     hub = cast(HubOptions, {k: v for k, v in options.items() if k in HubOptions.__optional_keys__})
     output = open_output(out, recipe.references, options.get("overwrite", False), token, **hub)

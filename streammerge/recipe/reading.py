@@ -183,9 +183,7 @@ def _tokenizer(entries: Entries, reference: Reference) -> Tokenizer:
 
 def _plain(entries: Entries) -> dict[str, Any]:
     """Return the fields that are texts, numbers and lists of texts."""
-    fields: dict[str, Any] = {
-        key: read_texts(entries, key) for key in ("layers", "skip", "keep") if key in entries
-    }
+    fields: dict[str, Any] = {key: read_texts(entries, key) for key in _TEXTS if key in entries}
     if "before_layers" in entries:
         fields["before_layers"] = read_texts(entries, "before_layers")
     for key in ("dtype", "out_dtype", "compute_dtype"):
@@ -202,6 +200,7 @@ def _plain(entries: Entries) -> dict[str, Any]:
     return fields
 
 
+_TEXTS = ("layers", "skip", "keep", "plugins")
 _DTYPES = get_args(DtypeName)
 
 

@@ -53,6 +53,7 @@ class Recipe(Placed):
         keep: globs of tensor names to take from the first input that has them.
         side_files_from: the model whose config and tokenizer are taken; None for the base model,
             or the first where there is none.
+        plugins: Python files that register the methods used here; they are run.
         seed: of methods that draw random numbers.
         tokenizer: the output's, and embeddings of single tokens; None for that of the config.
         chat_template: "auto", the name of a known one, or Jinja; None for the tokenizer's own.
@@ -75,6 +76,7 @@ class Recipe(Placed):
     skip: Many[str] = ()
     keep: Many[str] = ()
     side_files_from: str | None = None
+    plugins: Many[str] = ()
     seed: int = Field(default=0, ge=0, lt=2**64)
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
