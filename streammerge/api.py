@@ -13,6 +13,7 @@ from streammerge.checkpoint import Checkpoint, HubAccess, open_checkpoint
 from streammerge.downloads import DownloadProgress, check_space, fetch, needed_downloads
 from streammerge.errors import RecipeError
 from streammerge.forecast import bytes_to_read
+from streammerge.inputs import open_inputs
 from streammerge.outputs import Pushed, Target, WrittenShard
 from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
@@ -94,8 +95,8 @@ def prepare_average(
     budget = None if memory is None else parse_size(memory)
     shard_size = parse_size(max_shard_size)
     access = HubAccess(download, token)
-    checkpoints = [open_checkpoint(model, access) for model in recipe.models]
-    output = open_output(out, recipe.models, overwrite, token, **hub)
+    checkpoints = open_inputs(recipe, lambda reference: open_checkpoint(reference, access))
+    output = open_output(out, recipe.references, overwrite, token, **hub)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
     streaming = download == "stream" and any(c.pinned for c in checkpoints)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import streammerge as sm
+from streammerge import api
 from streammerge.errors import CoverageError, RecipeError, TensorsDifferError, UnsupportedError
 from tests.support.checkpoints import random_tensor
 from tests.support.merging import assert_exact, refusal
@@ -300,6 +302,20 @@ def test_the_number_of_threads_of_the_process_stays() -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_modules_on_a_device_stay_there_and_get_the_same_bits(device: str) -> None:
+    models = random_models(MAKERS["network"], 3, torch.bfloat16)
+    expected = sm.average(models)
+    on_device = [copy.deepcopy(model).cuda() for model in models]
+    for model in on_device:
+        model.to(memory_format=torch.channels_last)
+    merged = sm.average(on_device, device=device)
+    assert all(tensor.is_cuda for tensor in _all_tensors(merged))
+    for name, tensor in merged.cpu().state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name])
+
+
 # What is refused.
 
 
@@ -404,6 +420,13 @@ def test_the_remedies_speak_python() -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], pattern: str) -> None:
     refusal(lambda: sm.average([nn.Linear(2, 2), nn.Linear(2, 2)], **options), pattern)
+
+
+def test_the_options_of_paths_are_those_of_the_function_that_writes() -> None:
+    wanted = inspect.signature(api.average).parameters.values()
+    assert api.AverageOptions.__optional_keys__ == {
+        parameter.name for parameter in wanted if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
 def test_paths_need_a_folder_to_write() -> None:
