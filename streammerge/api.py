@@ -76,6 +76,7 @@ def prepare_average(
     max_shard_size: str | int = "5GB",
     skip: Sequence[str] = (),
     keep: Sequence[str] = (),
+    rows: str | None = None,
     side_files_from: Reference | None = None,
     overwrite: bool = False,
     strict: bool = False,
@@ -91,6 +92,7 @@ def prepare_average(
         skip,
         keep,
         os.fspath(side_files_from) if side_files_from is not None else None,
+        rows=rows,
     )
     budget = None if memory is None else parse_size(memory)
     shard_size = parse_size(max_shard_size)
@@ -178,6 +180,7 @@ class PlanOptions(HubOptions, total=False):
     max_shard_size: str | int
     skip: Sequence[str]
     keep: Sequence[str]
+    rows: str | None
     side_files_from: Reference | None
     overwrite: bool
     strict: bool
@@ -212,6 +215,7 @@ def average(
     device: str = "auto",
     skip: Sequence[str] = (),
     keep: Sequence[str] = (),
+    rows: str | None = None,
     side_files_from: Reference | None = None,
     overwrite: bool = False,
     strict: bool = False,
@@ -236,6 +240,8 @@ def average(
         device: auto, cpu, cuda, cuda:<i> or mps.
         skip: globs of tensor names to leave out.
         keep: globs of tensor names to take from the first model that has them.
+        rows: where vocabularies were padded to different sizes: "min" takes the rows that all
+            models have, "max" all rows, "base" as many as the first model has.
         side_files_from: the model whose config and tokenizer are copied; the first by default.
         overwrite: replace a checkpoint that is in `out` already.
         strict: refuse models that look unrelated, which is only a note otherwise.
@@ -259,6 +265,7 @@ def average(
         max_shard_size=max_shard_size,
         skip=skip,
         keep=keep,
+        rows=rows,
         side_files_from=side_files_from,
         overwrite=overwrite,
         strict=strict,

@@ -8,6 +8,7 @@ from streammerge.checkpoint import Checkpoint
 from streammerge.planning import make_plan
 from streammerge.recipe import Recipe
 from streammerge.slices import stack_up
+from streammerge.views.rows import with_rows
 
 Open = Callable[[str], Checkpoint]
 _NO_LIMIT = 2**63
@@ -33,9 +34,12 @@ def open_inputs(recipe: Recipe, open_checkpoint: Open) -> list[Checkpoint]:
             if inner is None
             else _open_recipe(reference, inner, open_checkpoint)
         )
-    if recipe.sections:
-        return list(stack_up(recipe, opened))
-    return [opened[reference] for reference in recipe.inputs]
+    inputs: list[Checkpoint] = (
+        [*stack_up(recipe, opened)]
+        if recipe.sections
+        else [opened[reference] for reference in recipe.inputs]
+    )
+    return with_rows(inputs, recipe.rows, recipe.base or 0) if recipe.rows else inputs
 
 
 def _open_recipe(label: str, recipe: Recipe, open_checkpoint: Open) -> Checkpoint:

@@ -53,7 +53,7 @@ ARROWS: dict[str, set[str]] = {
     "tokenizers": {"views"},
     "planning": {"plan", "configs", "checkpoint"},
     "plan": {"recipe", "coverage", "formats", "methods"},
-    "coverage": {"recipe"},
+    "coverage": {"recipe", "views"},
     "configs": {"storage"},
     "recipe": {"schedules", "methods"},
     "checkpoint": {"views", "formats", "references"},
