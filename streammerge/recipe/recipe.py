@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -169,6 +169,17 @@ class Recipe(Placed):
         """What the user should know about the recipe itself."""
         idle = sorted(WITHOUT_EFFECT & self.parameters.keys())
         return [f"{key} changes nothing here: masks are never stored" for key in idle]
+
+    def changed(self, **fields: Any) -> Recipe:
+        """Return the recipe with other values in some fields.
+
+        Raises:
+            RecipeError: they make no sense.
+        """
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.sections:
+            said.pop("models", None)  # filled in again
+        return Recipe.build(**{**said, **fields}).read_from(self._file, self._lines, self._text)
 
     def action(self, name: str) -> tuple[Action, Rule | None]:
         """Return what happens to a tensor, and the rule that says more about it."""
