@@ -196,6 +196,8 @@ def read_recipe(
     for key, own in (("skip", asked.skip), ("keep", asked.keep)):
         if options.get(key):
             changes[key] = (*own, *options[key])  # type: ignore[literal-required]
+    if options.get("rows") is not None:
+        changes["rows"] = options["rows"]
     if (donor := options.get("side_files_from")) is not None:
         changes["side_files_from"] = os.fspath(donor)
     return asked.changed(**changes) if changes else asked
@@ -240,6 +242,7 @@ def recipe_of(
         os.fspath(donor) if donor is not None else None,
         options.get("schedule"),
         Selection(options.get("steps"), options.get("every"), options.get("last")),
+        options.get("rows"),
     )
 
 

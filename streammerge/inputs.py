@@ -11,6 +11,7 @@ from streammerge.recipe import Recipe
 from streammerge.recipe.entries import Tokenizer
 from streammerge.slices import stack_up
 from streammerge.tokenizers import apply_chat_template, apply_tokenizer, tokenizer_wish
+from streammerge.views.rows import with_rows
 
 Open = Callable[[str], Checkpoint]
 _NO_LIMIT = 2**63
@@ -40,6 +41,8 @@ def open_inputs(recipe: Recipe, open_checkpoint: Open) -> list[Checkpoint]:
         inputs: list[Checkpoint] = list(stack_up(recipe, opened))
     else:
         inputs = [opened[reference] for reference in recipe.inputs]
+    if recipe.rows is not None:
+        inputs = with_rows(inputs, recipe.rows, recipe.base or 0)
     if recipe.tokenizer is not None:
         wish = tokenizer_wish(None, _written(recipe.tokenizer))
         assert wish is not None

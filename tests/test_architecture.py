@@ -65,7 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "extensions": set(),
     "planning": {"extensions", "plan", "configs", "checkpoint"},
     "plan": {"recipe", "coverage", "formats", "methods"},
-    "coverage": {"recipe"},
+    "coverage": {"recipe", "views"},
     "configs": {"storage"},
     "recipe": {"schedules", "methods"},
     "checkpoint": {"views", "formats", "references"},

@@ -189,6 +189,8 @@ def _plain(entries: Entries) -> dict[str, Any]:
     for key in ("dtype", "out_dtype", "compute_dtype"):
         if key in entries:
             fields[key] = _dtype(entries[key], ("float32", "float64") if key[0] == "c" else _DTYPES)
+    if "rows" in entries:
+        fields["rows"] = entries["rows"].text()
     if "chat_template" in entries:
         fields["chat_template"] = entries["chat_template"].text()
     if "seed" in entries:
