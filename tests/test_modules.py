@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import streammerge as sm
-from streammerge import api
+from streammerge import api, modules
 from streammerge.errors import CoverageError, RecipeError, TensorsDifferError, UnsupportedError
 from tests.support.checkpoints import random_tensor
 from tests.support.merging import assert_exact, refusal
@@ -424,9 +424,9 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], pattern
 
 def test_the_options_of_paths_are_those_of_the_function_that_writes() -> None:
     wanted = inspect.signature(api.average).parameters.values()
-    assert api.AverageOptions.__optional_keys__ == {
-        parameter.name for parameter in wanted if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    named = {parameter.name for parameter in wanted if parameter.kind is parameter.KEYWORD_ONLY}
+    hub = api.HubOptions.__optional_keys__ | api.HubOptions.__required_keys__
+    assert modules.PathOptions.__optional_keys__ == named | hub
 
 
 def test_paths_need_a_folder_to_write() -> None:
