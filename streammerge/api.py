@@ -13,11 +13,13 @@ from streammerge.checkpoint import Checkpoint, HubAccess, open_checkpoint
 from streammerge.downloads import DownloadProgress, check_space, fetch, needed_downloads
 from streammerge.errors import RecipeError
 from streammerge.forecast import bytes_to_read
+from streammerge.inputs import open_inputs
 from streammerge.outputs import Pushed, Target, WrittenShard
 from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
+from streammerge.relatives import check_relatives
 from streammerge.storage import DownloadMode, IoMode
 from streammerge.tensors import parse_size
 
@@ -76,6 +78,7 @@ def prepare_average(
     keep: Sequence[str] = (),
     side_files_from: Reference | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     download: DownloadMode = "cache",
     token: str | None = None,
     **hub: Unpack[HubOptions],
@@ -92,14 +95,16 @@ def prepare_average(
     budget = None if memory is None else parse_size(memory)
     shard_size = parse_size(max_shard_size)
     access = HubAccess(download, token)
-    checkpoints = [open_checkpoint(model, access) for model in recipe.models]
-    output = open_output(out, recipe.models, overwrite, token, **hub)
+    checkpoints = open_inputs(recipe, lambda reference: open_checkpoint(reference, access))
+    output = open_output(out, recipe.references, overwrite, token, **hub)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
     streaming = download == "stream" and any(c.pinned for c in checkpoints)
     layout = make_layout(plan, checkpoints, budget, streaming)
     output.check_space(plan)
     check_space(needed_downloads(plan, checkpoints), *output.space(plan))
+    notes = (*plan.notes, *check_relatives(plan, checkpoints, strict))
+    plan = plan.model_copy(update={"notes": notes})
     return Prepared(plan, checkpoints, layout, output)
 
 
@@ -175,6 +180,7 @@ class PlanOptions(HubOptions, total=False):
     keep: Sequence[str]
     side_files_from: Reference | None
     overwrite: bool
+    strict: bool
     download: DownloadMode
     token: str | None
 
@@ -199,6 +205,7 @@ def average(
     keep: Sequence[str] = (),
     side_files_from: Reference | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     io: IoMode = "auto",
     allow_nonfinite: bool = False,
     download: DownloadMode = "cache",
@@ -222,6 +229,7 @@ def average(
         keep: globs of tensor names to take from the first model that has them.
         side_files_from: the model whose config and tokenizer are copied; the first by default.
         overwrite: replace a checkpoint that is in `out` already.
+        strict: refuse models that look unrelated, which is only a note otherwise.
         io: how inputs are read: auto, direct, mmap or buffered.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
         download: weights on the Hub go through the "cache" of its client, or "stream" unstored.
@@ -244,6 +252,7 @@ def average(
         keep=keep,
         side_files_from=side_files_from,
         overwrite=overwrite,
+        strict=strict,
         download=download,
         token=token,
         **hub,

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
 from streammerge.errors import CoverageError, RecipeError, listing, printable
-from streammerge.recipe import Recipe
+from streammerge.recipe import Recipe, Treatments
 from streammerge.tensors import TensorInfo
 
 Action = Literal["merge", "equal", "copy"]
@@ -76,33 +76,40 @@ class Coverage:
 
     decisions: list[Decision] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
 
 
-def cover(checkpoints: Sequence[Holder], recipe: Recipe) -> Coverage:
+def cover(checkpoints: Sequence[Holder], recipe: Recipe, treatments: Treatments) -> Coverage:
     """Decide about every tensor of the inputs.
+
+    Args:
+        checkpoints: the inputs.
+        recipe: what is asked for.
+        treatments: what it says about each tensor.
 
     Raises:
         CoverageError: tensors that are missing, extra or of another shape or kind in some input.
         RecipeError: a glob that matches nothing, or nothing left to merge.
     """
     names = list(dict.fromkeys(name for c in checkpoints for name in c.tensors))
-    skipped = _matching(names, recipe.skip, "--skip")
-    kept = _matching(names, recipe.keep, "--keep") - skipped
+    _check_globs(names, recipe)
     result = Coverage()
     for name in names:
-        if name in skipped:
-            continue
-        holders = [i for i, c in enumerate(checkpoints) if name in c.tensors]
-        if name in kept:
-            first = checkpoints[holders[0]].tensors[name]
-            result.decisions.append(Decision(first, "copy", (holders[0],)))
-        elif len(holders) < len(checkpoints):
-            _explain_absence(name, holders, checkpoints, result)
+        treatment = treatments[name]
+        concerned = {i: checkpoints[i] for i in treatment.inputs}
+        holders = [i for i, checkpoint in concerned.items() if name in checkpoint.tensors]
+        if treatment.action == "skip":
+            result.skipped.append(name)
+        elif treatment.action == "keep":
+            _keep(name, holders, treatment.keep, checkpoints, result)
+        elif len(holders) < len(concerned):
+            _explain_absence(name, holders, concerned, result)
         else:
-            _decide(name, checkpoints, recipe.dtype_code, result)
-    _note_globs(result, skipped, kept)
+            _decide(name, concerned, recipe.dtype_code, result)
+    _note_globs(result)
     _raise_problems(result)
     if not any(decision.action == "merge" for decision in result.decisions):
         raise RecipeError(
@@ -111,22 +118,42 @@ def cover(checkpoints: Sequence[Holder], recipe: Recipe) -> Coverage:
     return result
 
 
-def _matching(names: Sequence[str], globs: Sequence[str], option: str) -> set[str]:
-    found: set[str] = set()
-    for glob in globs:
-        matches = {name for name in names if fnmatchcase(name, glob)}
-        if not matches:
+def _check_globs(names: Sequence[str], recipe: Recipe) -> None:
+    wanted = [("--skip", glob) for glob in recipe.skip] + [("--keep", glob) for glob in recipe.keep]
+    wanted += [
+        (recipe.place(("rules", number, "tensors")) + ":", glob)
+        for number, rule in enumerate(recipe.rules)
+        for glob in rule.tensors
+    ]
+    for where, glob in wanted:
+        if not any(fnmatchcase(name, glob) for name in names):
             raise RecipeError(
-                f"{option} {glob!r} matches no tensor",
+                f"{where} {glob!r} matches no tensor",
                 "List the names with `streammerge inspect MODEL --verbose`.",
             )
-        found |= matches
-    return found
 
 
-def _decide(name: str, checkpoints: Sequence[Holder], dtype: str | None, result: Coverage) -> None:
+def _keep(
+    name: str,
+    holders: Sequence[int],
+    wanted: int | None,
+    checkpoints: Sequence[Holder],
+    result: Coverage,
+) -> None:
+    if wanted is not None and wanted not in holders:
+        result.absent.append(f"{name}: to be kept from {checkpoints[wanted].label}, which lacks it")
+        return
+    source = holders[0] if wanted is None else wanted
+    result.kept.append(name)
+    result.decisions.append(Decision(checkpoints[source].tensors[name], "copy", (source,)))
+
+
+def _decide(
+    name: str, concerned: Mapping[int, Holder], dtype: str | None, result: Coverage
+) -> None:
+    checkpoints = list(concerned.values())
     infos = [checkpoint.tensors[name] for checkpoint in checkpoints]
-    first, everyone = infos[0], tuple(range(len(infos)))
+    first, everyone = infos[0], tuple(concerned)
     kinds = {info.kind for info in infos}
     if len({info.shape for info in infos}) > 1:
         result.mismatched.append(_by_value(name, checkpoints, lambda t: str(list(t.shape))))
@@ -148,17 +175,17 @@ def _by_value(name: str, checkpoints: Sequence[Holder], value: Callable[[TensorI
 
 
 def _explain_absence(
-    name: str, holders: list[int], checkpoints: Sequence[Holder], result: Coverage
+    name: str, holders: list[int], concerned: Mapping[int, Holder], result: Coverage
 ) -> None:
-    lacking = [c.label for i, c in enumerate(checkpoints) if i not in holders]
-    tied_to = _tied_embedding(name, holders[0], checkpoints)
+    lacking = [c.label for i, c in concerned.items() if i not in holders]
+    tied_to = _tied_embedding(name, concerned[holders[0]], list(concerned.values()))
     if tied_to:
         result.notes.append(
             f"left out {name}: the configs tie it to {tied_to}, and {', '.join(lacking)} has it "
             "only there"
         )
     elif name.rpartition(".")[2] in _REBUILT_BUFFERS:
-        having = ", ".join(checkpoints[i].label for i in holders)
+        having = ", ".join(concerned[i].label for i in holders)
         result.notes.append(
             f"left out {name}: a buffer that loaders rebuild; only {having} carries it"
         )
@@ -166,13 +193,13 @@ def _explain_absence(
         result.absent.append(f"{name}: not in {', '.join(lacking)}")
 
 
-def _tied_embedding(name: str, holder: int, checkpoints: Sequence[Holder]) -> str:
+def _tied_embedding(name: str, holder: Holder, checkpoints: Sequence[Holder]) -> str:
     """Return the embedding that `name` is an alias of by the configs; "" where it is none."""
     said = [_ties(c.config) for c in checkpoints]
-    lacking = [said[i] for i, c in enumerate(checkpoints) if name not in c.tensors]
+    lacking = [ties for ties, c in zip(said, checkpoints, strict=True) if name not in c.tensors]
     if not name.endswith(_TIED_NAMES) or False in said or not all(lacking):
         return ""
-    shape = checkpoints[holder].tensors[name].shape
+    shape = holder.tensors[name].shape
     for candidate in checkpoints[0].tensors:
         if candidate != name and candidate.endswith(_EMBEDDINGS):
             infos = [c.tensors.get(candidate) for c in checkpoints]
@@ -190,14 +217,14 @@ def _ties(config: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def _note_globs(result: Coverage, skipped: set[str], kept: set[str]) -> None:
-    if skipped:
-        result.notes.append(f"left out by --skip: {_some(skipped)}")
-    if kept:
-        result.notes.append(f"kept from the first model that has it, by --keep: {_some(kept)}")
+def _note_globs(result: Coverage) -> None:
+    if result.skipped:
+        result.notes.append(f"left out, as was asked for: {_some(result.skipped)}")
+    if result.kept:
+        result.notes.append(f"kept from one model, as was asked for: {_some(result.kept)}")
 
 
-def _some(names: set[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     first = ", ".join(printable(name) for name in sorted(names)[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 

@@ -7,6 +7,7 @@
     │   └── UnsupportedError      a known kind of file that is refused on purpose (pickle, GGUF, …)
     ├── RecipeError               what was asked for makes no sense by itself (weights, globs)
     ├── CoverageError             the inputs' tensors do not match each other
+    ├── UnrelatedError            the inputs look unrelated, and that was to be an error
     ├── PlanError                 the merge cannot be carried out here
     │   ├── BudgetError           the memory budget is too small
     │   └── DiskSpaceError        the output does not fit on the disk
@@ -65,6 +66,10 @@ class RecipeError(StreammergeError):
 
 class CoverageError(StreammergeError):
     """The inputs' tensors do not match each other."""
+
+
+class UnrelatedError(StreammergeError):
+    """The inputs look unrelated, and that was to be an error."""
 
 
 class PlanError(StreammergeError):

@@ -41,7 +41,7 @@ def forecast(
     for checkpoint in checkpoints:
         pending = {download.file for download in checkpoint.downloads(checkpoint.tensors)}
         modes["to be downloaded or checked"] += len(pending)
-        for file in checkpoint.identity().keys() - pending:
+        for file in {checkpoint.locate(name).file for name in checkpoint.tensors} - pending:
             reader = checkpoint.open(file, io)
             modes[reader.mode] += 1
             reader.close()

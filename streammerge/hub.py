@@ -97,7 +97,7 @@ def _refusal(error: Exception, repo: str) -> tuple[str, str] | None:
         return "nobody is logged in", LOG_IN
     if isinstance(error, GatedRepoError):
         page = f"{constants.ENDPOINT}/{repo}"
-        return "the repository is gated", f"Ask for access at {page}, and {LOG_IN.lower()}"
+        return "the repository is gated", f"Ask for access at {page}. {LOG_IN}"
     if isinstance(error, DisabledRepoError):
         return "the Hub has disabled the repository", "Choose another one."
     if isinstance(error, RepositoryNotFoundError):

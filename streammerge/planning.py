@@ -27,7 +27,7 @@ from streammerge.plan import (
     Step,
 )
 from streammerge.plugins import UnknownNameError
-from streammerge.recipe import Recipe
+from streammerge.recipe import Recipe, Treatment
 from streammerge.tensors import layout_key
 from streammerge.version import __version__
 
@@ -44,18 +44,20 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size:
         CoverageError: the inputs do not match each other.
         RecipeError: a part of the recipe that does not fit the inputs.
     """
-    coverage = cover(checkpoints, recipe)
+    names = dict.fromkeys(name for c in checkpoints for name in c.tensors)
+    treatments = recipe.treatments(names)
+    coverage = cover(checkpoints, recipe, treatments)
     steps: dict[Step, int] = {}
     tensors = []
     for decision in coverage.decisions:
-        step = _step(decision, recipe, checkpoints)
+        step = _step(decision, recipe, treatments[decision.tensor.name], checkpoints)
         number = steps.setdefault(step, len(steps))
         info = decision.tensor
         tensors.append(
             OutputTensor(name=info.name, dtype=info.dtype, shape=info.shape, step=number)
         )
-    donor = _donor(recipe, checkpoints)
-    notes = [note for c in checkpoints for note in c.notes] + coverage.notes
+    donor = _donor(recipe)
+    notes = [*recipe.notes, *(note for c in checkpoints for note in c.notes), *coverage.notes]
     return Plan(
         streammerge=__version__,
         arithmetic=ARITHMETIC,
@@ -68,7 +70,9 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size:
     )
 
 
-def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Step:
+def _step(
+    decision: Decision, recipe: Recipe, treatment: Treatment, checkpoints: Sequence[Checkpoint]
+) -> Step:
     name = decision.tensor.name
     if decision.action != "merge":
         if any(
@@ -76,9 +80,8 @@ def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint])
         ):
             return _rounded_copy(decision.sources[0])
         return Step(action=decision.action, sources=decision.sources)
-    treatment = recipe.treatment(name)
     method = find_method(treatment.method)
-    base = _base(method, recipe)
+    base = _base(method, treatment)
     models = [i for i in decision.sources if i != base and i < len(recipe.models)]
     _check_count(method, len(models))
     parameters = resolve(
@@ -121,15 +124,15 @@ def find_method(name: str) -> Method:
         raise RecipeError(str(error.args[0]), "`streammerge methods` lists them.") from None
 
 
-def _base(method: Method, recipe: Recipe) -> int | None:
+def _base(method: Method, treatment: Treatment) -> int | None:
     if method.base == "none":
         return None
-    if method.base == "required" and recipe.base is None:
+    if method.base == "required" and treatment.base is None:
         raise RecipeError(
             f"{method.name} works on differences to a base model, and the recipe names none",
             "Add `base_model: …`.",
         )
-    return recipe.base
+    return treatment.base
 
 
 def _check_count(method: Method, count: int) -> None:
@@ -180,14 +183,14 @@ def _coefficients(steps: Sequence[Step], count: int) -> list[float | None]:
     return [shares.get(i, 0.0) for i in range(count)]
 
 
-def _donor(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> int:
-    if recipe.side_files_from is None:
-        return 0
-    if recipe.side_files_from in recipe.models:
-        return recipe.models.index(recipe.side_files_from)
+def _donor(recipe: Recipe) -> int:
+    if recipe.sections:
+        return 0  # every input shows the donor's
+    if recipe.donor in recipe.inputs:
+        return recipe.inputs.index(recipe.donor)
     raise RecipeError(
         f"--side-files-from {recipe.side_files_from!r} is none of the models",
-        f"Give one of: {', '.join(recipe.models)}.",
+        f"Give one of: {', '.join(recipe.inputs)}.",
     )
 
 

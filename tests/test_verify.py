@@ -182,7 +182,7 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
     "a NUL in a path": lambda o: reseal(o, lambda m: m["files"].update({"a\0b": ""})),
     "a surrogate": lambda o: reseal(o, lambda m: m["files"].update({"\udc80": ""})),
     "models without inputs": lambda o: reseal(o, lambda m: m["inputs"].pop()),
-    "too many weights": lambda o: reseal(o, lambda m: m["recipe"]["weights"].append(1.0)),
+    "too many models": lambda o: reseal(o, lambda m: m["recipe"]["models"].append({"model": "c"})),
 }
 
 

@@ -35,6 +35,7 @@ from tests.support.verifying import (
     merged,
     merged_in_shards,
     reseal,
+    reweigh,
     shard_name,
     small,
 )
@@ -101,7 +102,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "F32 .*not as planned",
     ),
     "other weights": (
-        lambda o: reseal(o, lambda m: m["recipe"].update(weights=[1.0, 1.0])),
+        lambda o: reweigh(o, [1.0, 1.0]),
         MANIFEST,
         "belong together",
     ),
@@ -116,7 +117,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "rounds otherwise",
     ),
     "weights that sum to zero": (
-        lambda o: reseal(o, lambda m: m["recipe"].update(weights=[1.0, -1.0])),
+        lambda o: reweigh(o, [1.0, -1.0]),
         "recompute",
         "sum to zero",
     ),
@@ -134,7 +135,7 @@ def test_a_forgery_that_digests_cannot_tell_is_found(
 
 
 def test_other_weights_give_other_bits(out: Path) -> None:
-    reseal(out, lambda m: m["recipe"].update(weights=[1.0, 2.0]))
+    reweigh(out, [1.0, 2.0])
     assert "elements are not" in findings(out, recompute="all")[NAME]
 
 

@@ -17,6 +17,7 @@ from streammerge.checks.comparing import ComparingOutput
 from streammerge.errors import StreammergeError, listing
 from streammerge.execute import Pipeline
 from streammerge.formats.safetensors import Header
+from streammerge.inputs import open_inputs
 from streammerge.outputs.manifest import MANIFEST, Manifest
 from streammerge.plan import ARITHMETIC, OutputShard, OutputTensor, Plan, PlanInput
 from streammerge.planning import make_plan
@@ -63,21 +64,31 @@ def check_recomputed(
 
 def _open_inputs(manifest: Manifest) -> tuple[list[Checkpoint], list[Finding]]:
     """Return the inputs that hold what they held when they were merged, and what is to be said."""
-    checkpoints, findings = [], []
-    for reference, recorded in zip(manifest.recipe.models, manifest.inputs, strict=False):
+    recipe, opened, findings = manifest.recipe, dict[str, Checkpoint](), list[Finding]()
+    pinned = dict(zip(recipe.inputs, (record.pinned for record in manifest.inputs), strict=True))
+    for reference in recipe.references:
         try:
             # A few tensors of a large model: what the cache lacks is not downloaded for them.
-            checkpoint = open_checkpoint(recorded.pinned or reference, HubAccess("stream"))
-            changes, same = _changes(checkpoint, recorded)
+            opened[reference] = open_checkpoint(
+                pinned.get(reference) or reference, HubAccess("stream")
+            )
         except StreammergeError as error:
-            absolute = reference.startswith("/") or recorded.pinned
+            absolute = reference.startswith("/") or pinned.get(reference)
             hint = "" if absolute else " (paths count from where the merge ran)"
             findings.append(Finding(reference, error.message + hint))
-            continue
-        findings += [Finding(reference, change) for change in changes]
-        if same:
-            checkpoints.append(checkpoint)
-    return checkpoints, findings
+    inputs: list[Checkpoint | None] = [opened.get(reference) for reference in recipe.inputs]
+    if len(opened) == len(recipe.references):
+        try:
+            inputs = list(open_inputs(recipe, opened.__getitem__))
+        except StreammergeError as error:
+            findings.append(Finding("recompute", error.message))
+    same = []
+    for name, checkpoint, recorded in zip(recipe.inputs, inputs, manifest.inputs, strict=True):
+        if checkpoint is not None:
+            changes, unchanged = _changes(checkpoint, recorded)
+            findings += [Finding(name, change) for change in changes]
+            same += [checkpoint] if unchanged else []
+    return same, findings
 
 
 def _changes(checkpoint: Checkpoint, recorded: PlanInput) -> tuple[list[str], bool]:

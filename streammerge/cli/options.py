@@ -166,6 +166,9 @@ SideFilesFrom = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the checkpoint that is in OUT.")
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse models that look unrelated, instead of a note.")
+]
 AllowNonfinite = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Pass NaN and Inf on instead of refusing them.")
 ]

@@ -7,30 +7,8 @@ from typing import Any, get_args
 
 from streammerge.errors import RecipeError
 from streammerge.planning import find_method
-from streammerge.recipe import DtypeName, Recipe, Treatment
-
-
-class _CallRecipe(Recipe):
-    """A recipe of any method; stands in for one that a file can say, too."""
-
-    method: str
-    base_model: str | None
-    parameters: dict[str, Any]
-    each: tuple[dict[str, Any], ...]
-
-    @property
-    def base(self) -> int | None:
-        """Index of the base model in `inputs`."""
-        return None if self.base_model is None else len(self.models)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The models, then the base model."""
-        return self.models if self.base_model is None else (*self.models, self.base_model)
-
-    def treatment(self, name: str) -> Treatment:
-        """Return what is said of a tensor."""
-        return Treatment(self.method, self.parameters, self.each)
+from streammerge.recipe import ModelEntry, Recipe
+from streammerge.recipe.recipe import OutDtype
 
 
 def make_recipe(
@@ -70,13 +48,12 @@ def make_recipe(
             )
         for name, own in value.items():
             each[name][key] = _plain(own)
-    return _CallRecipe(
+    return Recipe(
         method=method,
-        models=tuple(names),
+        models=tuple(ModelEntry(model=name, parameters=own) for name, own in each.items()),
         base_model=base,
         parameters=common,
-        each=tuple(each.values()),
-        dtype=_dtype_name(dtype),
+        out_dtype=_dtype_name(dtype),
     )
 
 
@@ -85,10 +62,10 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _dtype_name(dtype: object) -> DtypeName:
+def _dtype_name(dtype: object) -> OutDtype:
     name: Any = str(dtype).removeprefix("torch.")
-    if name not in get_args(DtypeName):
-        known = ", ".join(get_args(DtypeName))
+    if name not in get_args(OutDtype):
+        known = ", ".join(get_args(OutDtype))
         raise RecipeError(f"{name!r} is no dtype of a merged model", f"Choose one of {known}.")
-    chosen: DtypeName = name
+    chosen: OutDtype = name
     return chosen

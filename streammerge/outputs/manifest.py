@@ -83,13 +83,10 @@ class Manifest(_Data):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         files = [shard.file for shard in self.shards]
-        weights = self.recipe.weights
         if not files or len({*files, *self.files, MANIFEST}) != len(files) + len(self.files) + 1:
             raise ValueError("the files are none, or given twice")
-        if len(self.recipe.models) != len(self.inputs) or not self.inputs:
+        if len(self.recipe.inputs) != len(self.inputs):
             raise ValueError("the models are not the inputs")
-        if weights is not None and len(weights) != len(self.inputs):
-            raise ValueError("the weights are not the inputs' weights")
         return self
 
 

@@ -73,7 +73,7 @@ def open_output(
 
     destination = parse_destination(text if to_hub else str(push_to_hub), token=token, **hub)
     if not destination.create_pr and any(
-        model.repo_id == destination.repo and model.revision in ("", destination.branch)
+        model.repo_id == destination.repo and (model.revision or "main") == destination.branch
         for model in inputs
     ):
         raise OutputError(

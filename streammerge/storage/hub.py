@@ -86,7 +86,7 @@ class HubStorage:
     def identity(self, path: str) -> FileIdentity:
         """Return size, commit, and the digest that the repository lists."""
         if path not in self._files:
-            raise CheckpointError(f"{self.name(path)} is not there {self._place}", _LOOK)
+            raise CheckpointError(f"{printable(self.name(path))} is not there {self._place}", _LOOK)
         return FileIdentity(self._files[path].size, self._commit, self._files[path].digest)
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -112,7 +112,8 @@ class HubStorage:
             if listed.digest in ("", hub_cache.digest_of_bytes(content, listed.digest)):
                 return content
         raise HubError(
-            f"{self.name(path)} does not have the {listed.digest} that the repository lists",
+            f"{printable(self.name(path))} does not have the digest that the repository lists "
+            f"({listed.digest})",
             "Something on the way changes it: try without proxy or mirror.",
         )
 
@@ -199,5 +200,7 @@ class HubStorage:
         """Return the size of each file directly in a folder."""
         found = {p: f.size for p, f in self._files.items() if posixpath.dirname(p) == folder}
         if folder and not found:
-            raise CheckpointError(f"{self.name(folder)} is not there {self._place}", _LOOK)
+            raise CheckpointError(
+                f"{printable(self.name(folder))} is not there {self._place}", _LOOK
+            )
         return found

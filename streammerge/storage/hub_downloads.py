@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from streammerge.errors import DiskSpaceError, HubError, StreammergeError
+from streammerge.errors import DiskSpaceError, HubError, StreammergeError, printable
 from streammerge.storage import hub_cache
 from streammerge.storage.hub_files import RemoteFile
 from streammerge.storage.retrying import Stopped, retried
@@ -52,6 +52,10 @@ class HubDownload:
         return hub_cache.repository_folder(self.repo_id)
 
     @property
+    def _label(self) -> str:
+        return printable(f"{self.repo_id}/{self.path}")
+
+    @property
     def missing(self) -> int:
         """Bytes to be fetched."""
         return self.listed.size if self.find() is None else 0
@@ -79,11 +83,11 @@ class HubDownload:
             self._discard(found)
             where = "in the cache" if here else "as it arrived"
             notes.append(
-                f"{self.repo_id}/{self.path} {where} had not the digest that the repository lists: "
+                f"{self._label} {where} had not the digest that the repository lists: "
                 "it was deleted and downloaded again"
             )
         raise HubError(
-            f"{self.repo_id}/{self.path} does not have the digest that the repository lists at "
+            f"{self._label} does not have the digest that the repository lists at "
             f"{self.commit} ({self.listed.digest}), however often it is downloaded",
             "The wrong file was deleted. Something on the way changes it: try without proxy or "
             "mirror, or another network.",
@@ -102,7 +106,7 @@ class HubDownload:
             if hashlib.sha256(file.read(self.seen.length)).digest() == self.seen.sha256:
                 return True
         raise HubError(
-            f"the plan was made from a header of {self.repo_id}/{self.path} that is not the file's",
+            f"the plan was made from a header of {self._label} that is not the file's",
             "It arrived wrong. Run the same command again.",
         )
 

@@ -46,7 +46,7 @@ class HubFile:
     ) -> None:
         from huggingface_hub import hf_hub_url
 
-        self.label = f"{repo_id}/{path}"
+        self.label = printable(f"{repo_id}/{path}")
         self.size = listed.size
         self._repo_id, self._commit, self._listed, self._token = repo_id, commit, listed, token
         self._url = hf_hub_url(repo_id, path, revision=commit)

@@ -72,7 +72,7 @@ class LoraApplied(Wrapping):
         if len(resized) > 1:
             raise self._misfit(next(iter(resized.values())), "another number of tokens than it has")
         for before, after in resized:
-            self.put_config(with_vocabulary(self.config, before, after))
+            self.put_config(with_vocabulary(self.config, (before,), after))
             self.notes.append(
                 f"{self._adapter.label} resizes the vocabulary from {before:,} to {after:,} rows"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from streammerge.formats import Checkpoint
@@ -94,17 +94,17 @@ def encode_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def with_vocabulary(config: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
+def with_vocabulary(config: Mapping[str, Any], old: Collection[int], new: int) -> dict[str, Any]:
     """Return a config with another `vocab_size`, nested ones (of a text model) included.
 
     Args:
         config: the object in config.json.
-        old: rows that the embedding had; a `vocab_size` of any other model in it stays.
+        old: numbers of rows that the embedding may have had; any other `vocab_size` stays.
         new: rows that it has.
     """
     result: dict[str, Any] = {}
     for key, value in config.items():
-        if key == "vocab_size" and value == old:
+        if key == "vocab_size" and value in old:
             result[key] = new
         else:
             result[key] = with_vocabulary(value, old, new) if isinstance(value, dict) else value

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 import streammerge
 from streammerge.buffers import allocate
+from streammerge.checks.digests import Digester
 from streammerge.outputs import Target, WrittenShard
 from streammerge.outputs.directory import STAGING
 from streammerge.outputs.targets import open_output
@@ -165,6 +167,14 @@ def carry_out(place: Place, merged: Merged) -> Target:
     return target
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
+def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read to be hashed, from now on."""
+    files: list[str] = []
+    original = Digester.digest
+
+    def digest(self: Digester, storage: Any, file: str, *rest: Any) -> str:
+        files.append(file)
+        return original(self, storage, file, *rest)
+
+    monkeypatch.setattr(Digester, "digest", digest)
+    return files

@@ -103,6 +103,16 @@ def reseal(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (out / MANIFEST).write_bytes(encode_json(content))
 
 
+def reweigh(out: Path, weights: list[float]) -> None:
+    """Give the models of the recipe in the manifest other weights."""
+
+    def change(content: dict[str, Any]) -> None:
+        for model, weight in zip(content["recipe"]["models"], weights, strict=True):
+            model["parameters"]["weight"] = weight
+
+    reseal(out, change)
+
+
 def forge_tensors(out: Path, change: Callable[[Tensors], object]) -> None:
     """Change the tensors of the only shard; bytes, digest and counts are right again."""
     path = out / "model.safetensors"

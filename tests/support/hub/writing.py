@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fnmatch
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -115,14 +116,24 @@ async def preupload(hub: Hub, request: Request, entry: Entry) -> Response:
     repository = _target(hub, request, entry)
     commit = access.commit_of(repository, entry.revision)
     rules = commit.files.get(".gitattributes", Blob.of(b"")).data
+    ignored = commit.files.get(".gitignore", Blob.of(b"")).data.decode().split()
     answer = []
     for file in (await request.json())["files"]:
         path, sample = file["path"], base64.b64decode(file["sample"])
         large = goes_large(path, file["size"], sample, rules)
-        mode = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        mode = {
+            "path": path,
+            "uploadMode": "lfs" if large else "regular",
+            "shouldIgnore": _named_by(path, ignored),
+        }
         there = commit.files.get(path)
         answer.append(mode | ({"oid": there.etag} if there else {}))
     return JSONResponse({"files": answer})
+
+
+def _named_by(path: str, globs: list[str]) -> bool:
+    """Whether a .gitignore of plain globs names a file."""
+    return any(fnmatch.fnmatchcase(part, glob) for part in path.split("/") for glob in globs)
 
 
 def _target(hub: Hub, request: Request, entry: Entry) -> Repository:

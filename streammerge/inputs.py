@@ -1,0 +1,46 @@
+"""A recipe's inputs, opened: each checkpoint once; slices and recipes among them on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from streammerge.checkpoint import Checkpoint
+from streammerge.planning import make_plan
+from streammerge.recipe import Recipe
+from streammerge.slices import stack_up
+
+Open = Callable[[str], Checkpoint]
+_NO_LIMIT = 2**63
+
+
+def open_inputs(recipe: Recipe, open_checkpoint: Open) -> list[Checkpoint]:
+    """Return the inputs of a recipe in the order of `Recipe.inputs`.
+
+    Args:
+        recipe: what is asked for.
+        open_checkpoint: opens a reference.
+
+    Raises:
+        CheckpointError: a reference that leads to no checkpoint.
+        RecipeError: layers that a source does not have, or names that do not tell layers.
+        CoverageError: tensors that no module holds.
+    """
+    opened: dict[str, Checkpoint] = {}
+    for reference in recipe.opened:
+        inner = recipe.recipes.get(reference)
+        opened[reference] = (
+            open_checkpoint(reference)
+            if inner is None
+            else _open_recipe(reference, inner, open_checkpoint)
+        )
+    if recipe.sections:
+        return list(stack_up(recipe, opened))
+    return [opened[reference] for reference in recipe.inputs]
+
+
+def _open_recipe(label: str, recipe: Recipe, open_checkpoint: Open) -> Checkpoint:
+    """Return the result of a recipe as a checkpoint that is merged as it is read."""
+    from streammerge.chains import MergedCheckpoint  # loads torch, which few plans need
+
+    checkpoints = open_inputs(recipe, open_checkpoint)
+    return MergedCheckpoint(label, make_plan(recipe, checkpoints, _NO_LIMIT), checkpoints)

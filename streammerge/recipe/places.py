@@ -1,0 +1,56 @@
+"""Where the parts of a recipe stand in the file that it was read from, for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import PrivateAttr
+
+from streammerge.recipe.settings import Data
+
+Path = tuple[str | int, ...]
+"""Where something stands in a recipe: keys and numbers of list items, from the top."""
+
+
+class Placed(Data):
+    """Data that remember lines of a file; these are no part of the data, and not in the JSON."""
+
+    _file: str = PrivateAttr("")
+    _lines: Mapping[Path, int] = PrivateAttr(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The file it was read from; "" for none."""
+        return self._file
+
+    def read_from(self, file: str, lines: Mapping[Path, int]) -> Self:
+        """Return it with the lines of its parts in a file."""
+        self._file, self._lines = file, lines
+        return self
+
+    def place(self, path: Path) -> str:
+        """Return file and line of a part, or its keys where it came from no file.
+
+        A part that has no line of its own stands where the nearest one above it does.
+        """
+        for length in range(len(path), -1, -1):
+            if path[:length] in self._lines:
+                return f"{self._file}, line {self._lines[path[:length]]}"
+        return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)[1:]
+
+    def place_of(self, key: str, model: int | None = None) -> str:
+        """Return where a parameter is set.
+
+        Args:
+            key: the parameter.
+            model: index of the model that it is set for; None where it is set for all of them.
+        """
+        for path in self._lines:
+            at_model = path[:1] == ("models",) or "sources" in path
+            fits = at_model == (model is not None) and path[:1] != ("recipes",)
+            if path[:2] != ("models", model) and path[:1] == ("models",):
+                continue
+            if fits and path[-2:] == ("parameters", key):
+                return self.place(path)
+        return self.place((*(("models", model) if model is not None else ()), "parameters", key))

@@ -1,0 +1,72 @@
+"""The card of a merge on the Hub, and the commands that bring it there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+import streammerge
+from tests.support.checkpoints import tiny_llama
+from tests.support.cli import in_process
+from tests.support.hub import Hub
+from tests.support.targets import REPO, Merged, files_of, files_on, merge_once
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Merged:
+    return merge_once(tmp_path_factory.mktemp("merged"))
+
+
+def test_the_card_of_models_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    for seed, name in enumerate(("org/model-a", "org/model-b")):
+        folder = tiny_llama(tmp_path / name, seed, tied=True)
+        (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nhello\n")
+        hub.create(name, folder)
+    streammerge.average(["org/model-a", "org/model-b"], f"hf://{REPO}", weights=[3, 1])
+    card = ModelCard(hub.read(REPO, "README.md").decode())
+    data = card.data.to_dict()
+    assert data["base_model"] == ["org/model-a", "org/model-b"]
+    assert data["base_model_relation"] == "merge"
+    assert data["license"] == "apache-2.0"
+    assert {"merge", "streammerge"} <= set(data["tags"])
+    assert data["library_name"] == "transformers"
+    assert hub.head("org/model-a") in card.text
+    assert "0.75" in card.text
+    assert "0.25" in card.text
+
+
+def test_the_token_gets_into_no_file(
+    hub: Hub, merged: Merged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    token = os.environ["HF_TOKEN"]
+    monkeypatch.delenv("HF_TOKEN")
+    for words in (["--token", token], [f"--token={token}"]):
+        command = ["average", *merged.models, "-o", tmp_path / "out", "--push-to-hub", REPO]
+        done = in_process(capsys, *command, "--overwrite", *words)
+        assert done.code == 0, done.err
+        assert token not in done.out + done.err
+        for files in (files_of(tmp_path / "out"), files_on(hub)):
+            assert not [name for name, data in files.items() if token.encode() in data]
+            assert b"--push-to-hub" in files["README.md"]
+
+
+def test_the_commands(hub: Hub, merged: Merged, capsys: Any) -> None:
+    done = in_process(capsys, "push", merged.folder, REPO)
+    assert done.code == 0, done.err
+    assert f"{REPO}@main: pushed in one commit" in done.out
+    assert hub.head(REPO) in done.out
+    done = in_process(capsys, "push", merged.folder, REPO, "--json")
+    assert f'"commit": "{hub.head(REPO)}"' in done.out
+    assert '"new": false' in done.out
+    done = in_process(capsys, "average", *merged.models, "-o", "hf://me/second", "--private")
+    assert done.code == 0, done.err
+    assert "hf://me/second" in done.out
+    assert hub.repositories["me/second"].private
+    done = in_process(capsys, "push", merged.folder, "org/theirs")
+    assert done.code == 1
+    assert "namespaces" in done.err
+    assert "Traceback" not in done.err
