@@ -185,6 +185,15 @@ class PlanOptions(HubOptions, total=False):
     token: str | None
 
 
+class AverageOptions(PlanOptions, total=False):
+    """All options of `average`."""
+
+    device: str
+    io: IoMode
+    allow_nonfinite: bool
+    progress: Progress
+
+
 def plan_average(
     models: Sequence[Reference], out: Reference, **options: Unpack[PlanOptions]
 ) -> Plan:

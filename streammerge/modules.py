@@ -10,11 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from streammerge import api
-from streammerge.api import PlanOptions, Progress, Reference, Result
-from streammerge.downloads import DownloadProgress
+from streammerge.api import AverageOptions, Reference, Result
 from streammerge.errors import RecipeError
 from streammerge.inmemory.recipes import make_recipe
-from streammerge.storage import IoMode
 
 if TYPE_CHECKING:
     import torch
@@ -25,16 +23,6 @@ BASE = "_pretrained_"
 
 M = TypeVar("M", bound="nn.Module | Mapping[str, Tensor]")
 Weights = Sequence[float | int | str]
-
-
-class PathOptions(PlanOptions, total=False):
-    """All options of `api.average`."""
-
-    device: str
-    io: IoMode
-    allow_nonfinite: bool
-    progress: Progress
-    download_progress: DownloadProgress
 
 
 class MemoryOptions(TypedDict, total=False):
@@ -61,7 +49,7 @@ class ModelOptions(MemoryOptions, total=False):
 
 @overload
 def average(
-    models: Iterable[Reference], out: Reference, **options: Unpack[PathOptions]
+    models: Iterable[Reference], out: Reference, **options: Unpack[AverageOptions]
 ) -> Result: ...
 @overload
 def average(models: Iterable[M], out: None = None, **options: Unpack[ModelOptions]) -> M: ...
