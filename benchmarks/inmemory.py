@@ -69,7 +69,7 @@ def make_models(dtype: torch.dtype, count: int, nbytes: int, tensors: int) -> li
 
 
 def measure(average: Average, models: list[Tensors], rounds: int) -> tuple[Spread, Spread, float]:
-    """Return seconds, CPU seconds of all threads, and the share of elements that are not the exact mean rounded once."""
+    """Return seconds, CPU seconds of all threads, and the share of elements that are wrong."""
     average(models)
     seconds, cpu = [], []
     for _ in range(rounds):
