@@ -20,7 +20,7 @@ from streammerge.methods import METHODS
 from streammerge.outputs.directory import DirectoryOutput
 from streammerge.planning import make_plan
 from tests.support.checkpoints import Tensors, like, random_tensors, read_checkpoint
-from tests.support.merging import refusal, write_all
+from tests.support.merging import assert_same_bits, refusal, write_all
 
 DTYPES = (torch.bfloat16, torch.float32)
 Models = dict[str, Tensors]
@@ -37,13 +37,6 @@ def pool_for(method: str) -> Models:
     base = {"_pretrained_": models.pop("_pretrained_")}
     models = dict(list(models.items())[: max(least, min(2, most or 2))])
     return models if METHODS.get(method).base == "none" else base | models
-
-
-def assert_same_bits(found: Tensors, expected: Tensors) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        ours, theirs = (t.reshape(-1).view(torch.uint8) for t in (found[name], tensor))
-        assert torch.equal(ours, theirs), name
 
 
 def on_disk(folder: Path, models: Models, method: str, parameters: dict[str, Any]) -> Tensors:
@@ -116,13 +109,26 @@ def test_numbers_of_numpy_and_torch_are_taken() -> None:
         assert torch.equal(sm.average(models, weights=weights)["w"], expected)
 
 
+@pytest.mark.parametrize("values", [[0.0, 1.0], np.array([0.0, 1.0]), torch.tensor([0.0, 1.0])])
+def test_a_list_is_a_gradient_over_the_layers(values: Any) -> None:
+    names = [f"layers.{layer}.w" for layer in range(3)]
+    models = {
+        "_pretrained_": {name: torch.zeros(4) for name in names},
+        "a": {name: torch.ones(4) for name in names},
+    }
+    merged = sm.merge_modules(models, "task_arithmetic", scaling_factor=values)
+    assert [merged[name][0].item() for name in names] == [0.0, 0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("change", "method", "parameters", "patterns"),
     [
         ({}, "task_aritmetic", {}, ["task_aritmetic", "did you mean 'task_arithmetic'"]),
         ({}, "task_arithmetic", {"scaling": 1}, ["no parameter 'scaling'", "scaling_factor"]),
         ({}, "task_arithmetic", {"scaling_factor": "much"}, ["scaling_factor", "much"]),
-        ({}, "task_arithmetic", {"scaling_factor": [1, 2]}, ["scaling_factor"]),
+        ({}, "task_arithmetic", {"scaling_factor": []}, ["scaling_factor is", "finite number"]),
+        ({}, "task_arithmetic", {"scaling_factor": float("nan")}, ["scaling_factor is nan"]),
+        ({}, "task_arithmetic", {"scaling_factor": None}, ["scaling_factor is None"]),
         ({}, "ties", {"density": 1.5}, ["density", "1.5"]),
         ({}, "ties", {"density": {"a": 0.5}}, ["density is given for 'a'", "a, b"]),
         ({}, "ties", {"density": {"a": 0.5, "c": 1}}, ["density", "'c'"]),
