@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from yaml import YAMLError
 
 from streammerge.checkpoint import Checkpoint
@@ -91,9 +92,11 @@ def _common_license(checkpoints: Sequence[Checkpoint]) -> str | None:
     """Return the license that the cards of all inputs name; None where they do not agree."""
     found: list[object] = []
     for checkpoint in checkpoints:
+        text = checkpoint.card()
+        if not REGEX_YAML_BLOCK.search(text):  # ModelCard would say so on stderr
+            return None
         try:
-            card = ModelCard(checkpoint.card(), ignore_metadata_errors=True)
-            found.append(card.data.get("license"))
+            found.append(ModelCard(text, ignore_metadata_errors=True).data.get("license"))
         except (ValueError, YAMLError):  # a card that nobody can read names no license
             return None
     first = found[0]
