@@ -191,7 +191,7 @@ def test_a_change_of_the_model_by_somebody_else_is_not_overwritten_unseen(
     hub.fault(Do(lambda: hub.commit(REPO, theirs)), kind=when)
     with pytest.raises(HubError, match=f"(?s)by somebody else.*{next(iter(theirs))}") as failure:
         go(merged, way, tmp_path)
-    assert "run the same command again" in failure.value.remedy
+    assert "try again" in failure.value.remedy
     assert hub.log.commits(REPO) == 0
     assert files_on(hub) == {"config.json": b"{}", "README.md": b"old", **theirs}
     go(merged, way, tmp_path)
