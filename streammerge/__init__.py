@@ -1,9 +1,8 @@
 """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
 
-from streammerge.api import merge, plan_average
+from streammerge.api import Result, merge, plan_average, plan_merge
 from streammerge.checks import Finding
 from streammerge.errors import StreammergeError
-from streammerge.jobs import Result
 from streammerge.modules import average, merge_modules, weighted_average
 from streammerge.outputs import Pushed, WrittenShard
 from streammerge.plan import Plan
@@ -27,6 +26,7 @@ __all__ = [
     "merge",
     "merge_modules",
     "plan_average",
+    "plan_merge",
     "push",
     "verify",
     "weighted_average",

@@ -4,138 +4,124 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Unpack, get_args
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack, cast
 
-from streammerge.budget import make_layout
-from streammerge.checkpoint import HubAccess, open_checkpoint
-from streammerge.downloads import DownloadProgress, check_space, fetch, needed_downloads
+from streammerge.budget import Layout, make_layout
+from streammerge.checkpoint import Checkpoint, HubAccess, open_checkpoint
+from streammerge.downloads import check_space, fetch, needed_downloads
 from streammerge.errors import RecipeError
 from streammerge.forecast import bytes_to_read
 from streammerge.inputs import open_inputs
-from streammerge.jobs import (
+from streammerge.options import (
     AverageOptions,
-    JobOptions,
+    AveragePlanOptions,
     MergeOptions,
+    MergePlanOptions,
     PlanOptions,
-    Prepared,
-    Progress,
+    RecipeOptions,
     Reference,
-    Result,
     RunOptions,
+    TensorOptions,
 )
+from streammerge.outputs import Pushed, Target, WrittenShard
 from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
 from streammerge.recipe import Recipe, Selection, average_recipe, load_recipe
 from streammerge.relatives import check_relatives
-from streammerge.storage import DownloadMode, IoMode
 from streammerge.tensors import parse_size
 
 
-def prepare(
-    recipe: Recipe,
-    out: Reference,
-    *,
-    memory: str | int | None = None,
-    max_shard_size: str | int = "5GB",
-    overwrite: bool = False,
-    strict: bool = False,
-    download: DownloadMode = "cache",
-    token: str | None = None,
-    **hub: Unpack[HubOptions],
-) -> Prepared:
-    """Open the inputs, plan their merge and check that it can be carried out; see `merge`."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was written.
+
+    Attributes:
+        out: the folder, or hf://namespace/name[@branch].
+        shards: its weight files.
+        parameters: number of elements.
+        notes: what the user should know.
+        nonfinite: NaN and infinite elements by tensor, where they were allowed.
+        read_modes: how many input files were read in which way.
+        kept: how many shards an interrupted run had finished before.
+        seconds: wall time of the merge proper.
+        fingerprint: of the plan.
+        pushed: the commit on the Hub, where that was asked for.
+    """
+
+    out: Path | str
+    shards: list[WrittenShard]
+    parameters: int
+    notes: list[str]
+    nonfinite: dict[str, int]
+    read_modes: dict[str, int]
+    kept: int
+    seconds: float
+    fingerprint: str
+    pushed: Pushed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A merge that is planned and checked, with nothing written yet."""
+
+    plan: Plan
+    checkpoints: list[Checkpoint]
+    layout: Layout
+    output: Target
+
+
+def prepare(recipe: Recipe, out: Reference, **options: Unpack[PlanOptions]) -> Prepared:
+    """Open the inputs, plan the merge and check that it can be carried out; nothing is written.
+
+    Raises:
+        StreammergeError: with what is wrong, where, and what to do.
+    """
+    memory, token = options.get("memory"), options.get("token")
     budget = None if memory is None else parse_size(memory)
-    shard_size = parse_size(max_shard_size)
-    access = HubAccess(download, token)
+    shard_size = parse_size(options.get("max_shard_size", "5GB"))
+    access = HubAccess(options.get("download", "cache"), token)
     checkpoints = open_inputs(recipe, lambda reference: open_checkpoint(reference, access))
-    output = open_output(out, recipe.references, overwrite, token, **hub)
+    hub = cast(HubOptions, {k: v for k, v in options.items() if k in HubOptions.__optional_keys__})
+    output = open_output(out, recipe.references, options.get("overwrite", False), token, **hub)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
-    streaming = download == "stream" and any(c.pinned for c in checkpoints)
+    streaming = access.download == "stream" and any(c.pinned for c in checkpoints)
     layout = make_layout(plan, checkpoints, budget, streaming)
     output.check_space(plan)
     check_space(needed_downloads(plan, checkpoints), *output.space(plan))
-    notes = (*plan.notes, *check_relatives(plan, checkpoints, strict))
-    plan = plan.model_copy(update={"notes": notes})
-    return Prepared(plan, checkpoints, layout, output)
+    notes = (*plan.notes, *check_relatives(plan, checkpoints, options.get("strict", False)))
+    return Prepared(plan.model_copy(update={"notes": notes}), checkpoints, layout, output)
 
 
-def prepare_average(
-    models: Sequence[Reference],
-    out: Reference,
-    *,
-    weights: Sequence[float] | None = None,
-    schedule: str | None = None,
-    last: int | None = None,
-    every: int | None = None,
-    steps: str | None = None,
-    dtype: str = "auto",
-    skip: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    side_files_from: Reference | None = None,
-    **job: Unpack[JobOptions],
-) -> Prepared:
-    """Prepare an average; see `average`."""
-    recipe = average_recipe(
-        [os.fspath(model) for model in models],
-        weights,
-        dtype,
-        skip,
-        keep,
-        os.fspath(side_files_from) if side_files_from is not None else None,
-        schedule,
-        Selection(steps, every, last),
-    )
-    return prepare(recipe, out, **job)
+def _no_progress(nbytes: int, total: int = 0) -> None:
+    """Tell nobody."""
 
 
-def prepare_merge(
-    recipe: Reference | Recipe,
-    out: Reference,
-    *,
-    dtype: str = "auto",
-    skip: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    side_files_from: Reference | None = None,
-    **job: Unpack[JobOptions],
-) -> Prepared:
-    """Read a recipe and prepare it; see `merge`."""
-    asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    changes: dict[str, Any] = {}
-    if dtype != "auto":
-        changes["out_dtype"] = dtype
-    if skip or keep:
-        changes |= {"skip": (*asked.skip, *skip), "keep": (*asked.keep, *keep)}
-    if side_files_from is not None:
-        changes["side_files_from"] = os.fspath(side_files_from)
-    return prepare(asked.changed(**changes) if changes else asked, out, **job)
+def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
+    """Carry out a prepared merge and publish its output.
 
-
-def execute(
-    prepared: Prepared,
-    *,
-    device: str = "auto",
-    io: IoMode = "auto",
-    allow_nonfinite: bool = False,
-    command: Sequence[str] | None = None,
-    progress: Progress = lambda nbytes: None,
-    download_progress: DownloadProgress = lambda nbytes, total: None,
-) -> Result:
-    """Carry out a prepared merge and publish its output; see `merge`."""
+    Raises:
+        StreammergeError: with what is wrong, where, and what to do; nothing is left in the output
+            but finished shards, which the next run of the same merge goes on after.
+    """
     from streammerge.execute import Pipeline  # torch is loaded here and not before
     from streammerge.lanes import choose_device
     from streammerge.outputs.documents import make_documents
 
-    if io not in get_args(IoMode):
-        raise RecipeError(f"io {io!r} is not known", "Choose auto, direct, mmap or buffered.")
     plan, output = prepared.plan, prepared.output
+    device, io = options.get("device", "auto"), options.get("io", "auto")
+    if io not in ("auto", "direct", "mmap", "buffered"):
+        raise RecipeError(f"io {io!r} is not known", "Choose auto, direct, mmap or buffered.")
     chosen = choose_device("cpu" if device == "auto" else device)
+    progress = options.get("progress", _no_progress)
     output.progress = progress
     try:
         kept = output.begin(plan)
         needed = needed_downloads(plan, prepared.checkpoints, {shard.file for shard in kept})
-        told = fetch(needed, download_progress)
+        told = fetch(needed, options.get("download_progress", _no_progress))
         for shard in kept:
             progress(shard.bytes + bytes_to_read(plan, prepared.checkpoints, shard.file))
         report = Pipeline(
@@ -146,7 +132,7 @@ def execute(
             kept,
             io=io,
             device=chosen,
-            allow_nonfinite=allow_nonfinite,
+            allow_nonfinite=options.get("allow_nonfinite", False),
             progress=progress,
         ).run()
         documents, last = make_documents(
@@ -154,7 +140,7 @@ def execute(
             prepared.checkpoints,
             report.shards,
             report.nonfinite,
-            command or plan.recipe.command(output.label),
+            options.get("command") or plan.recipe.command(output.label),
         )
         output.publish(documents, last)
     except BaseException as error:
@@ -175,11 +161,42 @@ def execute(
     )
 
 
-def plan_average(
-    models: Sequence[Reference], out: Reference, **options: Unpack[PlanOptions]
+def merge(recipe: Recipe | Reference, out: Reference, **options: Unpack[MergeOptions]) -> Result:
+    """Write the merge that a recipe asks for to a folder, or to the Hub.
+
+    Args:
+        recipe: a recipe, or the path of its YAML file.
+        out: the folder to write, made if missing; or hf://namespace/name[@branch] on the Hub.
+        options: see `options.MergeOptions`.
+
+    Raises:
+        StreammergeError: with what is wrong, where, and what to do.
+    """
+    for_plan, for_run = _split(options)
+    return execute(prepare(read_recipe(recipe, options), out, **for_plan), **for_run)
+
+
+def plan_merge(
+    recipe: Recipe | Reference, out: Reference, **options: Unpack[MergePlanOptions]
 ) -> Plan:
-    """Return the plan of an average without writing anything; options as in `average`."""
-    return prepare_average(models, out, **options).plan
+    """Return the plan of a merge without writing anything; as `merge`."""
+    return prepare(read_recipe(recipe, options), out, **_split(options)[0]).plan
+
+
+def read_recipe(
+    recipe: Recipe | Reference, options: TensorOptions | MergePlanOptions | MergeOptions
+) -> Recipe:
+    """Return a recipe, read if need be, with what the options say instead."""
+    asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    changes: dict[str, object] = {}
+    if options.get("dtype", "auto") != "auto":
+        changes["out_dtype"] = options["dtype"]
+    for key, own in (("skip", asked.skip), ("keep", asked.keep)):
+        if options.get(key):
+            changes[key] = (*own, *options[key])  # type: ignore[literal-required]
+    if (donor := options.get("side_files_from")) is not None:
+        changes["side_files_from"] = os.fspath(donor)
+    return asked.changed(**changes) if changes else asked
 
 
 def average(
@@ -188,61 +205,54 @@ def average(
     """Write the weighted average of checkpoints of one architecture to a folder, or to the Hub.
 
     Args:
-        models: folders with safetensors weights, .safetensors files, or org/name[@revision] on
-            the Hub; two or more. With a schedule or a choice of checkpoints also patterns such as
-            "run/checkpoint-*"; they are then put in order by step.
+        models: two or more; see `options.Reference`.
         out: the folder to write, made if missing; or hf://namespace/name[@branch] on the Hub.
-        options: those of `merge`, and:
-
-            weights: one for each model, in order, in any proportion; decimals count as written.
-            schedule: coefficients of checkpoints of a run, such as "ema:0.2"; see `schedules`.
-            last, every, steps: which of the checkpoints to take; see `recipe.Selection`.
+        options: see `options.RecipeOptions` and `options.MergeOptions`.
 
     Raises:
-        StreammergeError: with what is wrong, where, and what to do; nothing is left in `out`.
+        StreammergeError: with what is wrong, where, and what to do.
     """
-    planned, run = _split(options, RunOptions)
-    return execute(prepare_average(models, out, **planned), **run)
+    recipe = recipe_of(models, options)
+    for_plan, for_run = _split(options)
+    return execute(prepare(recipe, out, **for_plan), **for_run)
 
 
-def merge(recipe: Reference | Recipe, out: Reference, **options: Unpack[MergeOptions]) -> Result:
-    """Carry out a recipe, and write the result to a folder or to the Hub.
+def plan_average(
+    models: Sequence[Reference], out: Reference, **options: Unpack[AveragePlanOptions]
+) -> Plan:
+    """Return the plan of an average without writing anything; as `average`."""
+    return prepare(recipe_of(models, options), out, **_split(options)[0]).plan
 
-    Args:
-        recipe: a YAML file (docs/recipes.md), or what `load_recipe` makes of one.
-        out: the folder to write, made if missing; or hf://namespace/name[@branch] on the Hub.
-        options: of these, by keyword:
 
-            dtype: of merged tensors instead of the recipe's: float32, float16 or bfloat16; auto
-                for the recipe's, or each tensor's in the first model.
-            skip: globs of tensor names to leave out, besides the recipe's.
-            keep: globs of tensor names to take from the first input that has them, likewise.
-            side_files_from: the model whose config and tokenizer are copied; by default the
-                recipe's, else the base model, else the first.
-            memory: bound on the process's anonymous memory, e.g. "1GiB" or bytes.
-            max_shard_size: bytes of an output shard, e.g. "5GB".
-            device: auto, cpu, cuda, cuda:<i> or mps.
-            overwrite: replace a checkpoint that is in `out` already.
-            strict: refuse models that look unrelated, which is only a note otherwise.
-            io: how inputs are read: auto, direct, mmap or buffered.
-            allow_nonfinite: pass NaN and Inf on instead of refusing them.
-            download: weights on the Hub go through the "cache" of its client, or "stream"
-                unstored.
-            token: for the Hub; the one that is logged in by default.
-            progress: called with the bytes read, written and sent since the last call.
-            download_progress: called with the bytes downloaded since the last call, and all.
-            push_to_hub, private, branch, create_pr: how the result gets to the Hub; see
-                `outputs.targets.HubOptions`.
+def recipe_of(
+    models: Sequence[Reference], options: RecipeOptions | AveragePlanOptions | AverageOptions
+) -> Recipe:
+    """Return the recipe that an average's options stand for."""
+    donor = options.get("side_files_from")
+    return average_recipe(
+        [os.fspath(model) for model in models],
+        options.get("weights"),
+        options.get("dtype", "auto"),
+        options.get("skip", ()),
+        options.get("keep", ()),
+        os.fspath(donor) if donor is not None else None,
+        options.get("schedule"),
+        Selection(options.get("steps"), options.get("every"), options.get("last")),
+    )
+
+
+def _split(
+    options: MergeOptions | MergePlanOptions | AveragePlanOptions | AverageOptions,
+) -> tuple[PlanOptions, RunOptions]:
+    """Return the options that the plan depends on, and those of the run.
 
     Raises:
-        StreammergeError: with what is wrong, where, and what to do; nothing is left in `out`.
+        TypeError: an option that does not exist.
     """
-    planned, run = _split(options, RunOptions)
-    return execute(prepare_merge(recipe, out, **planned), **run)
-
-
-def _split(options: Any, kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options that are not of a kind, and those that are."""
-    chosen = kind.__optional_keys__ & options.keys()
-    rest = {key: value for key, value in options.items() if key not in chosen}
-    return rest, {key: options[key] for key in chosen}
+    known = AverageOptions.__optional_keys__
+    for name in options:
+        if name not in known:
+            raise TypeError(f"there is no option {name!r}; known: {', '.join(sorted(known))}")
+    for_plan = {k: v for k, v in options.items() if k in PlanOptions.__optional_keys__}
+    for_run = {k: v for k, v in options.items() if k in RunOptions.__optional_keys__}
+    return cast(PlanOptions, for_plan), cast(RunOptions, for_run)

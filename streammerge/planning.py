@@ -13,7 +13,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.configs import compare_configs
 from streammerge.coverage import Decision, cover
-from streammerge.errors import RecipeError
+from streammerge.errors import ParameterError, RecipeError
 from streammerge.methods import METHODS, Method
 from streammerge.methods.parameters import Resolved, resolve
 from streammerge.methods.weights import exact_weights
@@ -84,9 +84,18 @@ def _step(
     base = _base(method, treatment)
     models = [i for i in decision.sources if i != base and i < len(recipe.models)]
     _check_count(method, len(models))
-    parameters = resolve(
-        method.name, method.parameters, treatment.parameters, [treatment.each[i] for i in models]
-    )
+    settings = treatment.parameters
+    if "seed" in method.parameters:
+        settings = {"seed": recipe.seed, **settings}
+    try:
+        parameters = resolve(
+            method.name,
+            method.parameters,
+            settings,
+            [treatment.each[i] for i in models],
+        )
+    except ParameterError as error:
+        raise _placed(error, recipe, models) from error
     method.check(dict(parameters))
     if method.drops_zero:
         models, parameters = _without_zeros(models, parameters)
@@ -110,6 +119,14 @@ def _rounded_copy(source: int) -> Step:
     average = METHODS.get("average")
     parameters = resolve(average.name, average.parameters, {}, [{}])
     return Step(action="merge", sources=(source,), method=average.name, parameters=parameters)
+
+
+def _placed(error: ParameterError, recipe: Recipe, models: Sequence[int]) -> RecipeError:
+    """Return the error with file and line of what is wrong, where the recipe has such."""
+    if not recipe.file:
+        return error
+    place = recipe.place_of(error.key, None if error.model is None else models[error.model])
+    return RecipeError(f"{place}: {error.message}", error.remedy)
 
 
 def find_method(name: str) -> Method:

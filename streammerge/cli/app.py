@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from streammerge.checkpoint import HubAccess, open_checkpoint
-from streammerge.cli import merging, show, show_verify
+from streammerge.cli import merging, show, show_checkpoint, show_verify
 from streammerge.cli import options as o
 from streammerge.cli.endings import errors_for_people
 from streammerge.cli.progress import ProgressBar
@@ -29,9 +29,8 @@ app = typer.Typer(
 )
 
 
-app.command()(merging.average)
-app.command()(merging.plan)
-app.command()(merging.merge)
+for _command in (merging.average, merging.plan, merging.merge):
+    app.command()(_command)
 
 
 @app.command()
@@ -46,7 +45,10 @@ def inspect(
     """Print the tensors, dtypes, shards, parameters and bytes of a checkpoint."""
     with errors_for_people():
         checkpoint = open_checkpoint(model, HubAccess(token=token))
-        show.checkpoint_as_json(checkpoint) if json else show.checkpoint(checkpoint, verbose)
+        if json:
+            show_checkpoint.checkpoint_as_json(checkpoint)
+        else:
+            show_checkpoint.checkpoint(checkpoint, verbose)
 
 
 @app.command()

@@ -56,7 +56,7 @@ Models = Annotated[
     typer.Argument(
         metavar="MODEL MODEL…",
         help="Folders with safetensors weights, .safetensors files, or models on the Hub as "
-        "org/name[@revision][:subfolder].",
+        "org/name\\[@revision]\\[:subfolder].",
         show_default=False,
     ),
 ]
@@ -125,29 +125,19 @@ Schedule = Annotated[
     typer.Option(
         "--schedule",
         metavar="SPEC",
-        help="Coefficients for checkpoints of a run: uniform, linear, ema:DECAY, ema:half_life=N, "
-        "wsm:linear|cosine|minus-sqrt, or explicit:1,2,3 (oldest first).",
+        help="Coefficients for checkpoints of a training run, oldest first: uniform, linear, "
+        "ema:0.2, ema:half_life=3, wsm:cosine, explicit:1,2,3.",
         show_default=False,
     ),
 ]
 Last = Annotated[
     int | None,
-    typer.Option(
-        "--last",
-        metavar="N",
-        min=1,
-        help="Take the newest N checkpoints, by the steps that their names say.",
-        show_default=False,
-    ),
+    typer.Option("--last", metavar="N", help="The newest N of the run.", show_default=False),
 ]
 Every = Annotated[
     int | None,
     typer.Option(
-        "--every",
-        metavar="N",
-        min=1,
-        help="Take every N-th checkpoint, counted back from the newest.",
-        show_default=False,
+        "--every", metavar="N", help="Every Nth, counted back from the newest.", show_default=False
     ),
 ]
 Steps = Annotated[
@@ -155,12 +145,9 @@ Steps = Annotated[
     typer.Option(
         "--steps",
         metavar="FIRST:LAST[:STRIDE]",
-        help="Take the checkpoints of these steps.",
+        help="Checkpoints by step, e.g. 1000:5000:500.",
         show_default=False,
     ),
-]
-RecipeFile = Annotated[
-    str, typer.Argument(metavar="RECIPE.yml", help="A recipe.", show_default=False)
 ]
 DtypeOption = Annotated[
     Dtype,

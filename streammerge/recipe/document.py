@@ -214,8 +214,8 @@ class Node:
 Entries = dict[str, Node]
 
 
-def read_document(path: str) -> Node:
-    """Return the root of a YAML file.
+def read_document(path: str) -> tuple[Node, str]:
+    """Return the root of a YAML file, and its text.
 
     Raises:
         RecipeError: it is not there, not YAML, more than one document, or out of bounds.
@@ -229,12 +229,13 @@ def read_document(path: str) -> Node:
     if size > MAX_BYTES:
         raise RecipeError(f"{path} has {size:,} bytes, no recipe has over {MAX_BYTES:,}")
     try:
-        root = _Loader(raw.decode("utf-8-sig")).get_single_node()
+        text = raw.decode("utf-8-sig")
+        root = _Loader(text).get_single_node()
     except (YAMLError, UnicodeError, RecursionError) as error:
         raise _syntax_error(path, error) from None
     if root is None:
         raise RecipeError(f"{path} is empty", "docs/recipes.md says what a recipe looks like.")
-    return Node(Document(path), (), root)
+    return Node(Document(path), (), root), text
 
 
 def _syntax_error(path: str, error: Exception) -> RecipeError:

@@ -51,7 +51,7 @@ class _Reader:
 
     def __init__(self, path: str, above: tuple[str, ...]) -> None:
         self._path, self._above = path, (*above, os.path.realpath(path))
-        self._root = read_document(path)
+        self._root, self._text = read_document(path)
 
     def read(self) -> Recipe:
         """Return the recipe of the whole file."""
@@ -83,7 +83,7 @@ class _Reader:
         fields |= _plain(entries)
         _check_inputs(node, entries, fields)
         recipe = build(Recipe, node, **fields)
-        return recipe.read_from(self._path, node.lines())
+        return recipe.read_from(self._path, node.lines(), self._text)
 
     def _reference(self, node: Node, inner: dict[str, Recipe]) -> str:
         """Return the text that names a model; a recipe in its place goes to `inner`."""

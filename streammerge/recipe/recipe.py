@@ -174,7 +174,7 @@ class Recipe(Placed):
         said = {name: getattr(self, name) for name in self.model_fields_set}
         if self.sections:
             said.pop("models", None)  # filled in again
-        return Recipe.build(**{**said, **fields}).read_from(self._file, self._lines)
+        return Recipe.build(**{**said, **fields}).read_from(self._file, self._lines, self._text)
 
     def action(self, name: str) -> tuple[Action, Rule | None]:
         """Return what happens to a tensor, and the rule that says more about it."""

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streammerge.api import execute
+from streammerge.api import Prepared, Result, execute
 from streammerge.budget import make_layout
 from streammerge.checkpoint import Checkpoint, as_read
-from streammerge.jobs import Prepared, Result
 from streammerge.outputs.directory import DirectoryOutput
 from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
