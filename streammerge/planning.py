@@ -94,7 +94,7 @@ def _step(decision: Decision, recipe: Recipe, checkpoints: Sequence[Checkpoint])
         parameters=parameters,
         compute="F64" if wide or recipe.compute_dtype == "float64" else "F32",
         granularity=method.granularity,
-        passes=method.passes,
+        passes=method.passes_for(dict(parameters)),
     )
 
 

@@ -48,7 +48,8 @@ class Method:
             first index), or the whole tensor with its shape.
         measure: makes the measurement that has to be finished before the first block; None for
             methods that need none.
-        passes: how often the measurement reads the tensor at most, in fp32.
+        passes: how often the measurement reads the tensor, as a rule.
+        measure_if: whether parameters need the measurement at all.
         models: least and most number of models, the base model not counted.
         memory: for whole tensors: bytes that it needs, by shape and number of models.
         drops_zero: a model of weight 0 contributes nothing, and need not be read.
@@ -65,6 +66,7 @@ class Method:
     granularity: Granularity
     measure: Make | None
     passes: int
+    measure_if: Callable[[Mapping[str, Any]], bool]
     models: tuple[int, int | None]
     memory: Callable[[tuple[int, ...], int], int]
     drops_zero: bool
@@ -81,6 +83,10 @@ class Method:
     def description(self) -> str:
         """What it says of itself."""
         return inspect.getdoc(self.function) or ""
+
+    def passes_for(self, parameters: Mapping[str, Any]) -> int:
+        """Return `passes`, or 0 where these parameters need no measurement."""
+        return self.passes if self.measure_if(parameters) else 0
 
     def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the positional arguments that the function asks for."""
@@ -103,6 +109,7 @@ def merge_method(
     granularity: Granularity = "element",
     measure: Make | None = None,
     passes: int = 0,
+    measure_if: Callable[[Mapping[str, Any]], bool] = lambda parameters: True,
     models: tuple[int, int | None] = (1, None),
     memory: Callable[[tuple[int, ...], int], int] = _several_copies,
     drops_zero: bool = False,
@@ -124,6 +131,7 @@ def merge_method(
             granularity=granularity,
             measure=measure,
             passes=passes,
+            measure_if=measure_if,
             models=models,
             memory=memory,
             drops_zero=drops_zero,
@@ -137,4 +145,16 @@ def merge_method(
     return register
 
 
-from streammerge.methods import averages, slerp, task_vectors  # noqa: E402, F401  register themselves
+from streammerge.methods import (  # noqa: E402  they register themselves
+    averages,  # noqa: F401
+    breadcrumbs,  # noqa: F401
+    dare,  # noqa: F401
+    della,  # noqa: F401
+    passthrough,  # noqa: F401
+    ram,  # noqa: F401
+    sce,  # noqa: F401
+    selective,  # noqa: F401
+    slerp,  # noqa: F401
+    task_vectors,  # noqa: F401
+    ties,  # noqa: F401
+)

@@ -47,6 +47,7 @@ def run_method(
         resolve(method.name, method.parameters, settings or {}, each or [{}] * len(tensors))
     )
     method.check(parameters)
+    measured = method.measure if method.passes_for(parameters) else None
     sources = [t.reshape(-1) for t in (*tensors, *([base] if base is not None else []))]
     step = _step(method.granularity, len(sources))
     task = Task(
@@ -58,7 +59,7 @@ def run_method(
         shape=shape,
         unit=unit_length(step, shape),
         chunk=chunk_length(step, shape),
-        measured=method.measure(len(tensors), shape, parameters) if method.measure else None,
+        measured=measured(len(tensors), shape, parameters) if measured else None,
     )
     out = torch.empty(math.prod(shape), dtype=out_dtype or tensors[0].dtype)
     if method.granularity == "tensor":
