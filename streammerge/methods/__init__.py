@@ -138,4 +138,18 @@ def merge_method(
     return register
 
 
-from streammerge.methods import averages, slerp, spectral, spheres, task_vectors  # noqa: E402, F401  register themselves
+from streammerge.methods import (  # noqa: E402  they register themselves
+    averages,  # noqa: F401
+    breadcrumbs,  # noqa: F401
+    dare,  # noqa: F401
+    della,  # noqa: F401
+    passthrough,  # noqa: F401
+    ram,  # noqa: F401
+    sce,  # noqa: F401
+    selective,  # noqa: F401
+    slerp,  # noqa: F401
+    spectral,  # noqa: F401
+    spheres,  # noqa: F401
+    task_vectors,  # noqa: F401
+    ties,  # noqa: F401
+)
