@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import streammerge as sm
-from streammerge import api
 from streammerge.errors import CoverageError, RecipeError, TensorsDifferError, UnsupportedError
 from tests.support.checkpoints import random_tensor
 from tests.support.merging import assert_exact, refusal
@@ -420,13 +418,6 @@ def test_the_remedies_speak_python() -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], pattern: str) -> None:
     refusal(lambda: sm.average([nn.Linear(2, 2), nn.Linear(2, 2)], **options), pattern)
-
-
-def test_the_options_of_paths_are_those_of_the_function_that_writes() -> None:
-    wanted = inspect.signature(api.average).parameters.values()
-    assert api.AverageOptions.__optional_keys__ == {
-        parameter.name for parameter in wanted if parameter.kind is parameter.KEYWORD_ONLY
-    }
 
 
 def test_paths_need_a_folder_to_write() -> None:

@@ -11,13 +11,13 @@ import torch
 
 import streammerge
 from demo.models import BASE, FINE_TUNE
-from streammerge.api import prepare_average
 from streammerge.errors import UnrelatedError
 from streammerge.relatives import ELEMENTS, MATRICES, Relation, compare
 from streammerge.storage.local import BufferedReader
 from tests.support.checkpoints import Tensors, like, random_tensor, write_checkpoint
 from tests.support.cli import in_process
 from tests.support.merging import assert_untouched, write_all
+from tests.support.preparing import prepare_average
 
 LAYERS = 6
 SHAPES = {"q.weight": (64, 64), "up.weight": (96, 64), "norm.weight": (64,), "up.bias": (96,)}

@@ -56,7 +56,7 @@ Models = Annotated[
     typer.Argument(
         metavar="MODEL MODEL…",
         help="Folders with safetensors weights, .safetensors files, or models on the Hub as "
-        "org/name[@revision][:subfolder].",
+        "org/name\\[@revision]\\[:subfolder].",
         show_default=False,
     ),
 ]
@@ -117,6 +117,35 @@ Weight = Annotated[
         "--weight",
         "-w",
         help="Weight of a model, once for each, in order and in any proportion. Default: equal.",
+        show_default=False,
+    ),
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="SPEC",
+        help="Coefficients for checkpoints of a training run, oldest first: uniform, linear, "
+        "ema:0.2, ema:half_life=3, wsm:cosine, explicit:1,2,3.",
+        show_default=False,
+    ),
+]
+Last = Annotated[
+    int | None,
+    typer.Option("--last", metavar="N", help="The newest N of the run.", show_default=False),
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        "--every", metavar="N", help="Every Nth, counted back from the newest.", show_default=False
+    ),
+]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        "--steps",
+        metavar="FIRST:LAST[:STRIDE]",
+        help="Checkpoints by step, e.g. 1000:5000:500.",
         show_default=False,
     ),
 ]

@@ -39,7 +39,7 @@ def make_recipe(
     each: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in parameters.items():
         if not isinstance(value, Mapping):
-            common[key] = _plain(value)
+            common[key] = _plain(key, value)
             continue
         if value.keys() != each.keys():
             raise RecipeError(
@@ -47,18 +47,23 @@ def make_recipe(
                 f"Give one value for all models, or one for each: {', '.join(each)}.",
             )
         for name, own in value.items():
-            each[name][key] = _plain(own)
-    return Recipe(
+            each[name][key] = _plain(key, own)
+    return Recipe.build(
         method=method,
-        models=tuple(ModelEntry(model=name, parameters=own) for name, own in each.items()),
+        models=tuple(ModelEntry.build(model=name, parameters=own) for name, own in each.items()),
         base_model=base,
         parameters=common,
         out_dtype=_dtype_name(dtype),
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(key: str, value: Any) -> Any:
     """Return a number of numpy or torch as one of Python."""
+    if isinstance(value, list | tuple):  # which a recipe would take for a gradient over layers
+        raise RecipeError(
+            f"{key} is a list",
+            "Give one value, or a mapping from the names of models to their values.",
+        )
     return value.item() if hasattr(value, "item") else value
 
 

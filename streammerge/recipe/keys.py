@@ -30,6 +30,7 @@ KEYS = (
     "keep",
     "side_files_from",
     "seed",
+    "plugins",
 )
 _OPTION = "It is an option of mergekit's command line, not needed here; remove it."
 HINTS = {

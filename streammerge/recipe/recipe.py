@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,7 @@ class Recipe(Placed):
         keep: globs of tensor names to take from the first input that has them.
         side_files_from: the model whose config and tokenizer are taken; None for the base model,
             or the first where there is none.
+        plugins: Python files that register the methods used here; they are run.
         seed: of methods that draw random numbers.
         tokenizer: the output's, and embeddings of single tokens; None for that of the config.
         chat_template: "auto", the name of a known one, or Jinja; None for the tokenizer's own.
@@ -75,6 +76,7 @@ class Recipe(Placed):
     skip: Many[str] = ()
     keep: Many[str] = ()
     side_files_from: str | None = None
+    plugins: Many[str] = ()
     seed: int = Field(default=0, ge=0, lt=2**64)
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
@@ -164,6 +166,17 @@ class Recipe(Placed):
         """What the user should know about the recipe itself."""
         idle = sorted(WITHOUT_EFFECT & self.parameters.keys())
         return [f"{key} changes nothing here: masks are never stored" for key in idle]
+
+    def changed(self, **fields: Any) -> Recipe:
+        """Return the recipe with other values in some fields.
+
+        Raises:
+            RecipeError: they make no sense.
+        """
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.sections:
+            said.pop("models", None)  # filled in again
+        return Recipe.build(**{**said, **fields}).read_from(self._file, self._lines, self._text)
 
     def action(self, name: str) -> tuple[Action, Rule | None]:
         """Return what happens to a tensor, and the rule that says more about it."""
