@@ -11,7 +11,7 @@ import torch
 
 from streammerge.checkpoint import open_checkpoint
 from streammerge.formats import Checkpoint
-from streammerge.plan import make_plan
+from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
 from streammerge.storage.local import LocalStorage
 from streammerge.tokenizers import apply_tokenizer, tokenizer_wish

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 
 from streammerge.budget import make_layout
 from streammerge.checkpoint import as_read, open_checkpoint
+from streammerge.formats.folder import SafetensorsCheckpoint
 from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
+from streammerge.references import parse_reference
 from streammerge.storage.local import LocalStorage
 from streammerge.views.lora import LoraApplied
 from tests.support.adapters import applied, factors, write_adapter
@@ -174,6 +176,19 @@ def test_what_is_not_changed_stays_where_it_was(tmp_path: Path) -> None:
     assert found.identity().items() > base.identity().items()
 
 
+def test_what_is_opened_again_by_the_pinned_name_has_the_adapter(tmp_path: Path) -> None:
+    base = SafetensorsCheckpoint(LocalStorage(write_base(tmp_path / "base")))
+    storage = LocalStorage(write_adapter(tmp_path / "a", factors("layers.0.q", 72, 40)))
+    assert LoraApplied(base, storage).pinned == ""
+    base.pinned = "org/model@12ab"
+    assert LoraApplied(base, storage).pinned == f"org/model@12ab+{tmp_path / 'a'}"
+    storage.pinned = "org/adapter@34cd"
+    found = parse_reference(LoraApplied(base, storage).pinned)
+    assert (found.repo_id, found.revision) == ("org/model", "12ab")
+    assert found.adapter is not None
+    assert (found.adapter.repo_id, found.adapter.revision) == ("org/adapter", "34cd")
+
+
 def test_the_identity_follows_the_adapters_config(tmp_path: Path) -> None:
     base, parts = write_base(tmp_path / "base"), factors("layers.0.q", 72, 40)
     one = view(base, write_adapter(tmp_path / "a", parts)).identity()
@@ -317,7 +332,7 @@ def test_a_tokenizer_beside_the_adapter_replaces_the_bases(tmp_path: Path) -> No
     (adapter / "tokenizer.json").write_text("[1]")
     found = view(base, adapter)
     assert found.read_side_file("tokenizer.json") == b"[1]"
-    assert found.side_files()["tokenizer.json"] == 3
+    assert found.side_files()["tokenizer.json"].size == 3
     assert "vocab.txt" not in found.side_files()
     assert "generation_config.json" in found.side_files()
 

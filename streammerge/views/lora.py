@@ -36,6 +36,8 @@ class LoraApplied(Wrapping):
     def __init__(self, base: Checkpoint, adapter: Storage) -> None:
         self._adapter = Adapter(adapter)
         super().__init__(base, f"{base.label}+{self._adapter.label}")
+        if base.pinned:  # or what is opened again by this name would lack the adapter
+            self.pinned = f"{base.pinned}+{adapter.pinned or adapter.label}"
         self._refuse_unmatched()
         self._replace_whole()
         self._changed = {
