@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
-from streammerge.errors import RecipeError
+from streammerge.errors import RecipeError, is_unicode, printable
 from streammerge.methods.weights import exact_weights
 from streammerge.recipe.entries import ModelEntry
 from streammerge.recipe.recipe import OutDtype, Recipe
@@ -31,8 +31,15 @@ def average_recipe(
     order of their steps.
 
     Raises:
-        RecipeError: too few models, or weights, a schedule or a dtype that make no sense.
+        RecipeError: too few models, a path that is no Unicode, or weights, a schedule or a dtype
+            that make no sense.
     """
+    for text in (*models, *skip, *keep, side_files_from or ""):
+        if not is_unicode(text):
+            raise RecipeError(
+                f"{printable(text)} is not Unicode and cannot be recorded",
+                "Rename it, or give a symbolic link to it that has a plain name.",
+            )
     models = expand(models) if schedule or selection else models
     if schedule is not None or selection:
         if weights is not None:
