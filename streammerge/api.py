@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 from streammerge.budget import Layout, make_layout
 from streammerge.checkpoint import Checkpoint, HubAccess, open_checkpoint
-from streammerge.downloads import DownloadProgress, check_space, fetch, needed_downloads
+from streammerge.downloads import check_space, fetch, needed_downloads
 from streammerge.errors import RecipeError
+from streammerge.extensions import load_plugins
 from streammerge.forecast import bytes_to_read
 from streammerge.inputs import open_inputs
+from streammerge.options import (
+    AverageOptions,
+    AveragePlanOptions,
+    MergeOptions,
+    MergePlanOptions,
+    PlanOptions,
+    RecipeOptions,
+    Reference,
+    RunOptions,
+    TensorOptions,
+)
 from streammerge.outputs import Pushed, Target, WrittenShard
 from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
-from streammerge.recipe import average_recipe
+from streammerge.recipe import Recipe, Selection, average_recipe, load_recipe
 from streammerge.relatives import check_relatives
-from streammerge.storage import DownloadMode, IoMode
 from streammerge.tensors import parse_size
-
-Reference = str | os.PathLike[str]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,70 +74,56 @@ class Prepared:
     output: Target
 
 
-def prepare_average(
-    models: Sequence[Reference],
-    out: Reference,
-    *,
-    weights: Sequence[float] | None = None,
-    dtype: str = "auto",
-    memory: str | int | None = None,
-    max_shard_size: str | int = "5GB",
-    skip: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    side_files_from: Reference | None = None,
-    overwrite: bool = False,
-    strict: bool = False,
-    download: DownloadMode = "cache",
-    token: str | None = None,
-    **hub: Unpack[HubOptions],
-) -> Prepared:
-    """Open the inputs, plan their average and check that it can be carried out; see `average`."""
-    recipe = average_recipe(
-        [os.fspath(model) for model in models],
-        weights,
-        dtype,
-        skip,
-        keep,
-        os.fspath(side_files_from) if side_files_from is not None else None,
-    )
+def prepare(recipe: Recipe, out: Reference, **options: Unpack[PlanOptions]) -> Prepared:
+    """Open the inputs, plan the merge and check that it can be carried out; nothing is written.
+
+    Raises:
+        StreammergeError: with what is wrong, where, and what to do.
+    """
+    memory, token = options.get("memory"), options.get("token")
     budget = None if memory is None else parse_size(memory)
-    shard_size = parse_size(max_shard_size)
-    access = HubAccess(download, token)
+    shard_size = parse_size(options.get("max_shard_size", "5GB"))
+    access = HubAccess(options.get("download", "cache"), token)
+    load_plugins([path for each in (recipe, *recipe.recipes.values()) for path in each.plugins])
     checkpoints = open_inputs(recipe, lambda reference: open_checkpoint(reference, access))
-    output = open_output(out, recipe.references, overwrite, token, **hub)
+    hub = cast(HubOptions, {k: v for k, v in options.items() if k in HubOptions.__optional_keys__})
+    output = open_output(out, recipe.references, options.get("overwrite", False), token, **hub)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
-    streaming = download == "stream" and any(c.pinned for c in checkpoints)
+    streaming = access.download == "stream" and any(c.pinned for c in checkpoints)
     layout = make_layout(plan, checkpoints, budget, streaming)
     output.check_space(plan)
     check_space(needed_downloads(plan, checkpoints), *output.space(plan))
-    notes = (*plan.notes, *check_relatives(plan, checkpoints, strict))
-    plan = plan.model_copy(update={"notes": notes})
-    return Prepared(plan, checkpoints, layout, output)
+    notes = (*plan.notes, *check_relatives(plan, checkpoints, options.get("strict", False)))
+    return Prepared(plan.model_copy(update={"notes": notes}), checkpoints, layout, output)
 
 
-def execute(
-    prepared: Prepared,
-    *,
-    device: str = "auto",
-    io: IoMode = "auto",
-    allow_nonfinite: bool = False,
-    command: Sequence[str] | None = None,
-    progress: Progress = lambda nbytes: None,
-    download_progress: DownloadProgress = lambda nbytes, total: None,
-) -> Result:
-    """Carry out a prepared merge and publish its output; see `average`."""
+def _no_progress(nbytes: int, total: int = 0) -> None:
+    """Tell nobody."""
+
+
+def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
+    """Carry out a prepared merge and publish its output.
+
+    Raises:
+        StreammergeError: with what is wrong, where, and what to do; nothing is left in the output
+            but finished shards, which the next run of the same merge goes on after.
+    """
     from streammerge.execute import Pipeline  # torch is loaded here and not before
     from streammerge.lanes import choose_device
     from streammerge.outputs.documents import make_documents
 
     plan, output = prepared.plan, prepared.output
+    device, io = options.get("device", "auto"), options.get("io", "auto")
+    if io not in ("auto", "direct", "mmap", "buffered"):
+        raise RecipeError(f"io {io!r} is not known", "Choose auto, direct, mmap or buffered.")
     chosen = choose_device("cpu" if device == "auto" else device)
+    progress = options.get("progress", _no_progress)
     output.progress = progress
     try:
         kept = output.begin(plan)
         needed = needed_downloads(plan, prepared.checkpoints, {shard.file for shard in kept})
-        told = fetch(needed, download_progress)
+        told = fetch(needed, options.get("download_progress", _no_progress))
         for shard in kept:
             progress(shard.bytes + bytes_to_read(plan, prepared.checkpoints, shard.file))
         report = Pipeline(
@@ -140,7 +134,7 @@ def execute(
             kept,
             io=io,
             device=chosen,
-            allow_nonfinite=allow_nonfinite,
+            allow_nonfinite=options.get("allow_nonfinite", False),
             progress=progress,
         ).run()
         documents, last = make_documents(
@@ -148,7 +142,7 @@ def execute(
             prepared.checkpoints,
             report.shards,
             report.nonfinite,
-            command or plan.recipe.command(output.label),
+            options.get("command") or plan.recipe.command(output.label),
         )
         output.publish(documents, last)
     except BaseException as error:
@@ -169,110 +163,101 @@ def execute(
     )
 
 
-class PlanOptions(HubOptions, total=False):
-    """The options of `average` that a plan depends on."""
+def merge(recipe: Recipe | Reference, out: Reference, **options: Unpack[MergeOptions]) -> Result:
+    """Write the merge that a recipe asks for to a folder, or to the Hub.
 
-    weights: Sequence[float] | None
-    dtype: str
-    memory: str | int | None
-    max_shard_size: str | int
-    skip: Sequence[str]
-    keep: Sequence[str]
-    side_files_from: Reference | None
-    overwrite: bool
-    strict: bool
-    download: DownloadMode
-    token: str | None
+    Args:
+        recipe: a recipe, or the path of its YAML file.
+        out: the folder to write, made if missing; or hf://namespace/name[@branch] on the Hub.
+        options: see `options.MergeOptions`.
 
-
-class AverageOptions(PlanOptions, total=False):
-    """All options of `average`."""
-
-    device: str
-    io: IoMode
-    allow_nonfinite: bool
-    progress: Progress
+    Raises:
+        StreammergeError: with what is wrong, where, and what to do.
+    """
+    for_plan, for_run = _split(options)
+    return execute(prepare(read_recipe(recipe, options), out, **for_plan), **for_run)
 
 
-def plan_average(
-    models: Sequence[Reference], out: Reference, **options: Unpack[PlanOptions]
+def plan_merge(
+    recipe: Recipe | Reference, out: Reference, **options: Unpack[MergePlanOptions]
 ) -> Plan:
-    """Return the plan of an average without writing anything; options as in `average`."""
-    return prepare_average(models, out, **options).plan
+    """Return the plan of a merge without writing anything; as `merge`."""
+    return prepare(read_recipe(recipe, options), out, **_split(options)[0]).plan
+
+
+def read_recipe(
+    recipe: Recipe | Reference, options: TensorOptions | MergePlanOptions | MergeOptions
+) -> Recipe:
+    """Return a recipe, read if need be, with what the options say instead."""
+    asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    changes: dict[str, object] = {}
+    if options.get("dtype", "auto") != "auto":
+        changes["out_dtype"] = options["dtype"]
+    for key, own in (("skip", asked.skip), ("keep", asked.keep)):
+        if options.get(key):
+            changes[key] = (*own, *options[key])  # type: ignore[literal-required]
+    if options.get("rows") is not None:
+        changes["rows"] = options["rows"]
+    if (donor := options.get("side_files_from")) is not None:
+        changes["side_files_from"] = os.fspath(donor)
+    return asked.changed(**changes) if changes else asked
 
 
 def average(
-    models: Sequence[Reference],
-    out: Reference,
-    *,
-    weights: Sequence[float] | None = None,
-    dtype: str = "auto",
-    memory: str | int | None = None,
-    max_shard_size: str | int = "5GB",
-    device: str = "auto",
-    skip: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    side_files_from: Reference | None = None,
-    overwrite: bool = False,
-    strict: bool = False,
-    io: IoMode = "auto",
-    allow_nonfinite: bool = False,
-    download: DownloadMode = "cache",
-    token: str | None = None,
-    progress: Progress = lambda nbytes: None,
-    download_progress: DownloadProgress = lambda nbytes, total: None,
-    **hub: Unpack[HubOptions],
+    models: Sequence[Reference], out: Reference, **options: Unpack[AverageOptions]
 ) -> Result:
     """Write the weighted average of checkpoints of one architecture to a folder, or to the Hub.
 
     Args:
-        models: folders with safetensors weights, .safetensors files, or org/name[@revision] on
-            the Hub; two or more.
+        models: two or more; see `options.Reference`.
         out: the folder to write, made if missing; or hf://namespace/name[@branch] on the Hub.
-        weights: one for each model, in order, in any proportion; decimals count as written.
-        dtype: auto (each tensor keeps the first model's), float32, float16 or bfloat16.
-        memory: bound on the process's anonymous memory, e.g. "1GiB" or bytes.
-        max_shard_size: bytes of an output shard, e.g. "5GB".
-        device: auto, cpu, cuda, cuda:<i> or mps.
-        skip: globs of tensor names to leave out.
-        keep: globs of tensor names to take from the first model that has them.
-        side_files_from: the model whose config and tokenizer are copied; the first by default.
-        overwrite: replace a checkpoint that is in `out` already.
-        strict: refuse models that look unrelated, which is only a note otherwise.
-        io: how inputs are read: auto, direct, mmap or buffered.
-        allow_nonfinite: pass NaN and Inf on instead of refusing them.
-        download: weights on the Hub go through the "cache" of its client, or "stream" unstored.
-        token: for the Hub; the one that is logged in by default.
-        progress: called with the bytes read, written and sent since the last call.
-        download_progress: called with the bytes downloaded since the last call, and all of them.
-        hub: how the result gets to the Hub; see `outputs.targets.HubOptions`.
+        options: see `options.RecipeOptions` and `options.MergeOptions`.
 
     Raises:
-        StreammergeError: with what is wrong, where, and what to do; nothing is left in `out`.
+        StreammergeError: with what is wrong, where, and what to do.
     """
-    prepared = prepare_average(
-        models,
-        out,
-        weights=weights,
-        dtype=dtype,
-        memory=memory,
-        max_shard_size=max_shard_size,
-        skip=skip,
-        keep=keep,
-        side_files_from=side_files_from,
-        overwrite=overwrite,
-        strict=strict,
-        download=download,
-        token=token,
-        **hub,
+    recipe = recipe_of(models, options)
+    for_plan, for_run = _split(options)
+    return execute(prepare(recipe, out, **for_plan), **for_run)
+
+
+def plan_average(
+    models: Sequence[Reference], out: Reference, **options: Unpack[AveragePlanOptions]
+) -> Plan:
+    """Return the plan of an average without writing anything; as `average`."""
+    return prepare(recipe_of(models, options), out, **_split(options)[0]).plan
+
+
+def recipe_of(
+    models: Sequence[Reference], options: RecipeOptions | AveragePlanOptions | AverageOptions
+) -> Recipe:
+    """Return the recipe that an average's options stand for."""
+    donor = options.get("side_files_from")
+    return average_recipe(
+        [os.fspath(model) for model in models],
+        options.get("weights"),
+        options.get("dtype", "auto"),
+        options.get("skip", ()),
+        options.get("keep", ()),
+        os.fspath(donor) if donor is not None else None,
+        options.get("schedule"),
+        Selection(options.get("steps"), options.get("every"), options.get("last")),
+        options.get("rows"),
     )
-    if io not in ("auto", "direct", "mmap", "buffered"):
-        raise RecipeError(f"io {io!r} is not known", "Choose auto, direct, mmap or buffered.")
-    return execute(
-        prepared,
-        device=device,
-        io=io,
-        allow_nonfinite=allow_nonfinite,
-        progress=progress,
-        download_progress=download_progress,
-    )
+
+
+def _split(
+    options: MergeOptions | MergePlanOptions | AveragePlanOptions | AverageOptions,
+) -> tuple[PlanOptions, RunOptions]:
+    """Return the options that the plan depends on, and those of the run.
+
+    Raises:
+        TypeError: an option that does not exist.
+    """
+    known = AverageOptions.__optional_keys__
+    for name in options:
+        if name not in known:
+            raise TypeError(f"there is no option {name!r}; known: {', '.join(sorted(known))}")
+    for_plan = {k: v for k, v in options.items() if k in PlanOptions.__optional_keys__}
+    for_run = {k: v for k, v in options.items() if k in RunOptions.__optional_keys__}
+    return cast(PlanOptions, for_plan), cast(RunOptions, for_run)

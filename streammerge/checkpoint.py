@@ -7,7 +7,7 @@ Opening reads headers only, on the Hub too. Everything after it sees a checkpoin
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,16 +15,16 @@ from streammerge.errors import (
     CheckpointError,
     HubError,
     RecipeError,
-    UnsupportedError,
     is_unicode,
     printable,
 )
 from streammerge.formats import Checkpoint, as_read
 from streammerge.formats.folder import SafetensorsCheckpoint
 from streammerge.references import HUB_SCHEME, Reference, parse_reference
-from streammerge.storage import DownloadMode
+from streammerge.storage import DownloadMode, Storage
 from streammerge.storage.hub import HubStorage
 from streammerge.storage.local import LocalStorage
+from streammerge.views.lora import LoraApplied
 
 __all__ = ["Checkpoint", "HubAccess", "as_read", "open_checkpoint"]
 
@@ -63,18 +63,27 @@ def open_checkpoint(reference: str | os.PathLike[str], hub: HubAccess | None = N
             f"the path {printable(text)} is not Unicode and cannot be recorded",
             "Rename it, or give a symbolic link to it that has a plain name.",
         )
-    found = parse_reference(text)
-    if found.adapter is not None:
-        raise UnsupportedError(
-            f"{found.text} names a LoRA adapter, {found.adapter.text}",
-            "Apply it to its base model (`model.merge_and_unload()`), save, and merge the result.",
-        )
+    found, access = parse_reference(text), hub or HubAccess()
+    if found.adapter is None:
+        return _open_model(found, access)
+    alone = text.removesuffix(f"+{found.adapter.text}")
+    base = _open_model(replace(found, text=alone, adapter=None), access)
+    return LoraApplied(base, _storage(found.adapter, access))
+
+
+def _open_model(found: Reference, access: HubAccess) -> Checkpoint:
     if not found.is_local:
-        return _open_on_hub(found, hub or HubAccess())
+        return _open_on_hub(found, access)
     path = Path(found.path)
     if path.is_dir():
         return SafetensorsCheckpoint(LocalStorage(found.path))
     return SafetensorsCheckpoint(LocalStorage(path.parent), path.name)
+
+
+def _storage(adapter: Reference, access: HubAccess) -> Storage:
+    if adapter.is_local:
+        return LocalStorage(adapter.path)
+    return HubStorage(adapter, adapter.subfolder, access.download, access.token)
 
 
 def _open_on_hub(reference: Reference, hub: HubAccess) -> Checkpoint:

@@ -6,6 +6,7 @@
     │   ├── IndexFileError        a shard index breaks the format or disagrees with its shards
     │   └── UnsupportedError      a known kind of file that is refused on purpose (pickle, GGUF, …)
     ├── RecipeError               what was asked for makes no sense by itself (weights, globs)
+    │   └── ParameterError        a method does not take a parameter, or not such a value
     ├── CoverageError             the inputs' tensors do not match each other
     ├── UnrelatedError            the inputs look unrelated, and that was to be an error
     ├── PlanError                 the merge cannot be carried out here
@@ -62,6 +63,22 @@ class UnsupportedError(CheckpointError):
 
 class RecipeError(StreammergeError):
     """What was asked for makes no sense by itself."""
+
+
+class ParameterError(RecipeError):
+    """A method does not take a parameter, or not such a value.
+
+    Args:
+        message, remedy: as for all errors.
+        key: the parameter.
+        model: number of the model it is set for; None where it is set for all.
+    """
+
+    def __init__(
+        self, message: str, remedy: str = "", key: str = "", model: int | None = None
+    ) -> None:
+        super().__init__(message, remedy)
+        self.key, self.model = key, model
 
 
 class CoverageError(StreammergeError):

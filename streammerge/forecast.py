@@ -11,7 +11,7 @@ from streammerge.downloads import needed_downloads
 from streammerge.plan import Plan
 from streammerge.storage import IoMode
 
-AUTO_DEVICE_REASON = "an average waits for the disk, not for arithmetic"
+AUTO_DEVICE_REASON = "a merge waits for the disk, not for arithmetic"
 
 
 @dataclass(frozen=True, slots=True)

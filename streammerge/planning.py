@@ -13,7 +13,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.configs import compare_configs
 from streammerge.coverage import Decision, cover
-from streammerge.errors import RecipeError
+from streammerge.errors import ParameterError, RecipeError
+from streammerge.extensions import load_entry_points
 from streammerge.methods import METHODS, Method
 from streammerge.methods.parameters import Resolved, resolve
 from streammerge.methods.weights import exact_weights
@@ -84,9 +85,18 @@ def _step(
     base = _base(method, treatment)
     models = [i for i in decision.sources if i != base and i < len(recipe.models)]
     _check_count(method, len(models))
-    parameters = resolve(
-        method.name, method.parameters, treatment.parameters, [treatment.each[i] for i in models]
-    )
+    settings = treatment.parameters
+    if "seed" in method.parameters:
+        settings = {"seed": recipe.seed, **settings}
+    try:
+        parameters = resolve(
+            method.name,
+            method.parameters,
+            settings,
+            [treatment.each[i] for i in models],
+        )
+    except ParameterError as error:
+        raise _placed(error, recipe, models) from error
     method.check(dict(parameters))
     if method.drops_zero:
         models, parameters = _without_zeros(models, parameters)
@@ -112,6 +122,14 @@ def _rounded_copy(source: int) -> Step:
     return Step(action="merge", sources=(source,), method=average.name, parameters=parameters)
 
 
+def _placed(error: ParameterError, recipe: Recipe, models: Sequence[int]) -> RecipeError:
+    """Return the error with file and line of what is wrong, where the recipe has such."""
+    if not recipe.file:
+        return error
+    place = recipe.place_of(error.key, None if error.model is None else models[error.model])
+    return RecipeError(f"{place}: {error.message}", error.remedy)
+
+
 def find_method(name: str) -> Method:
     """Return the merge method of that name or alias.
 
@@ -119,6 +137,8 @@ def find_method(name: str) -> Method:
         RecipeError: there is none.
     """
     try:
+        if name not in METHODS:
+            load_entry_points()
         return METHODS.get(name)
     except UnknownNameError as error:
         raise RecipeError(str(error.args[0]), "`streammerge methods` lists them.") from None

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save
 
 import streammerge
-from streammerge.api import prepare_average
 from streammerge.budget import Layout
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import OutputError
@@ -21,6 +20,7 @@ from streammerge.outputs.memory import MemoryOutput
 from streammerge.plan import Plan
 from tests.support.checkpoints import Tensors, like, random_tensors, read_checkpoint
 from tests.support.merging import assert_same_bits, write_all
+from tests.support.preparing import prepare_average
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
 

@@ -6,19 +6,16 @@ Results go to stdout, all else to stderr. Exit status: 0 done, 1 refused or fail
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from streammerge import api
 from streammerge.checkpoint import HubAccess, open_checkpoint
+from streammerge.cli import merging, show, show_checkpoint, show_verify
 from streammerge.cli import options as o
-from streammerge.cli import show, show_verify
 from streammerge.cli.endings import errors_for_people
 from streammerge.cli.progress import ProgressBar
 from streammerge.cli.startup import load_torch_beside
-from streammerge.forecast import forecast
 from streammerge.push import push as push_output
 from streammerge.verify import verify as verify_output
 from streammerge.version import __version__
@@ -32,126 +29,8 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def average(
-    models: o.Models,
-    output: o.Out,
-    weight: o.Weight = None,
-    dtype: o.DtypeOption = o.Dtype.auto,
-    memory: o.Memory = None,
-    max_shard_size: o.MaxShardSize = "5GB",
-    device: o.Device = "auto",
-    io: o.IoOption = o.Io.auto,
-    download: o.DownloadOption = o.Download.cache,
-    skip: o.Skip = None,
-    keep: o.Keep = None,
-    side_files_from: o.SideFilesFrom = None,
-    overwrite: o.Overwrite = False,
-    strict: o.Strict = False,
-    push_to_hub: o.PushToHub = None,
-    private: o.Private = False,
-    branch: o.Branch = None,
-    create_pr: o.CreatePr = False,
-    token: o.Token = None,
-    allow_nonfinite: o.AllowNonfinite = False,
-    dry_run: o.DryRun = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-) -> None:
-    """Average two or more checkpoints of the same architecture, with weights or without."""
-    with errors_for_people():
-        if not dry_run:
-            load_torch_beside()
-        prepared = api.prepare_average(
-            models,
-            output,
-            weights=weight,
-            dtype=dtype,
-            memory=memory,
-            max_shard_size=max_shard_size,
-            skip=skip or (),
-            keep=keep or (),
-            side_files_from=side_files_from,
-            overwrite=overwrite,
-            strict=strict,
-            download=download.value,
-            push_to_hub=push_to_hub,
-            private=private,
-            branch=branch,
-            create_pr=create_pr,
-            token=token,
-        )
-        facts = forecast(prepared.plan, prepared.checkpoints, io.value, device)
-        if dry_run:
-            show.plan_as_json(prepared, facts) if json else show.plan(prepared, facts, verbose)
-            return
-        if not quiet:
-            show.plan(prepared, facts, verbose, to_stderr=True)
-        sent = prepared.output.bytes_to_send(prepared.plan)
-        total = facts.bytes_read + facts.bytes_written + sent
-        with ProgressBar(total, enabled=not quiet) as bar:
-            result = api.execute(
-                prepared,
-                device=device,
-                io=io.value,
-                allow_nonfinite=allow_nonfinite,
-                command=["streammerge", *o.without_token(sys.argv[1:])],
-                progress=lambda nbytes: bar.stage("merging", nbytes, total),
-                download_progress=lambda nbytes, size: bar.stage("downloading", nbytes, size),
-            )
-        show.result_as_json(result) if json else show.result(result, facts, prepared.plan.notes)
-
-
-@app.command()
-def plan(
-    models: o.Models,
-    output: o.Out,
-    weight: o.Weight = None,
-    dtype: o.DtypeOption = o.Dtype.auto,
-    memory: o.Memory = None,
-    max_shard_size: o.MaxShardSize = "5GB",
-    device: o.Device = "auto",
-    io: o.IoOption = o.Io.auto,
-    download: o.DownloadOption = o.Download.cache,
-    skip: o.Skip = None,
-    keep: o.Keep = None,
-    side_files_from: o.SideFilesFrom = None,
-    overwrite: o.Overwrite = False,
-    strict: o.Strict = False,
-    push_to_hub: o.PushToHub = None,
-    private: o.Private = False,
-    branch: o.Branch = None,
-    create_pr: o.CreatePr = False,
-    token: o.Token = None,
-    json: o.Json = False,
-    verbose: o.Verbose = False,
-) -> None:
-    """Print what `average` with the same arguments would do, from headers alone."""
-    average(
-        models,
-        output,
-        weight,
-        dtype,
-        memory,
-        max_shard_size,
-        device,
-        io,
-        download,
-        skip,
-        keep,
-        side_files_from,
-        overwrite,
-        strict,
-        push_to_hub,
-        private,
-        branch,
-        create_pr,
-        token,
-        dry_run=True,
-        json=json,
-        verbose=verbose,
-    )
+for _command in (merging.average, merging.plan, merging.merge):
+    app.command()(_command)
 
 
 @app.command()
@@ -166,7 +45,10 @@ def inspect(
     """Print the tensors, dtypes, shards, parameters and bytes of a checkpoint."""
     with errors_for_people():
         checkpoint = open_checkpoint(model, HubAccess(token=token))
-        show.checkpoint_as_json(checkpoint) if json else show.checkpoint(checkpoint, verbose)
+        if json:
+            show_checkpoint.checkpoint_as_json(checkpoint)
+        else:
+            show_checkpoint.checkpoint(checkpoint, verbose)
 
 
 @app.command()

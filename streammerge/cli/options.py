@@ -25,6 +25,14 @@ class Download(StrEnum):
     stream = "stream"
 
 
+class Rows(StrEnum):
+    """Choices of --rows."""
+
+    min = "min"
+    max = "max"
+    base = "base"
+
+
 class Io(StrEnum):
     """Choices of --io."""
 
@@ -56,7 +64,7 @@ Models = Annotated[
     typer.Argument(
         metavar="MODEL MODEL…",
         help="Folders with safetensors weights, .safetensors files, or models on the Hub as "
-        "org/name[@revision][:subfolder].",
+        "org/name\\[@revision]\\[:subfolder].",
         show_default=False,
     ),
 ]
@@ -120,6 +128,35 @@ Weight = Annotated[
         show_default=False,
     ),
 ]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="SPEC",
+        help="Coefficients for checkpoints of a training run, oldest first: uniform, linear, "
+        "ema:0.2, ema:half_life=3, wsm:cosine, explicit:1,2,3.",
+        show_default=False,
+    ),
+]
+Last = Annotated[
+    int | None,
+    typer.Option("--last", metavar="N", help="The newest N of the run.", show_default=False),
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        "--every", metavar="N", help="Every Nth, counted back from the newest.", show_default=False
+    ),
+]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        "--steps",
+        metavar="FIRST:LAST[:STRIDE]",
+        help="Checkpoints by step, e.g. 1000:5000:500.",
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[
     Dtype,
     typer.Option("--dtype", help="Dtype of merged tensors; auto: each keeps the first model's."),
@@ -152,6 +189,15 @@ Keep = Annotated[
         "--keep",
         metavar="GLOB",
         help="Take tensors from the first model that has them (repeatable).",
+    ),
+]
+RowsOption = Annotated[
+    Rows | None,
+    typer.Option(
+        "--rows",
+        help="Where vocabularies were padded to different sizes: the rows that all models have, "
+        "all rows, or as many as the base model (the first) has.",
+        show_default=False,
     ),
 ]
 SideFilesFrom = Annotated[

@@ -14,12 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from streammerge.api import Prepared, Result
-from streammerge.checkpoint import Checkpoint
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
 from streammerge.outputs import Pushed
-from streammerge.plan import Step
 from streammerge.tensors import TensorInfo, format_size
+from streammerge.wording import methods_in_words, part_in_words, step_in_words
 
 _FEW = 6
 
@@ -33,7 +32,7 @@ def open_console(to_stderr: bool = False) -> Console:
     return console
 
 
-def _grid(*columns: str) -> Table:
+def grid(*columns: str) -> Table:
     """Return an empty table; a column that begins with ">" is for numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
@@ -59,11 +58,14 @@ def plan(prepared: Prepared, facts: Forecast, verbose: bool, to_stderr: bool = F
 
 
 def _models(prepared: Prepared) -> Table:
-    table = _grid(">coefficient", ">tensors", ">size", "dtype", "model")
-    for model, checkpoint in zip(prepared.plan.inputs, prepared.checkpoints, strict=True):
-        tensors = list(checkpoint.tensors.values())
+    the_plan = prepared.plan
+    shares = all(model.coefficient is not None for model in the_plan.inputs)
+    heading = ">coefficient" if shares else methods_in_words(the_plan)
+    table = grid(heading, ">tensors", ">size", "dtype", "model")
+    for index, checkpoint in enumerate(prepared.checkpoints):
+        model, tensors = the_plan.inputs[index], list(checkpoint.tensors.values())
         table.add_row(
-            "" if model.coefficient is None else f"{model.coefficient:.6g}",
+            part_in_words(the_plan, index),
             f"{len(tensors):,}",
             format_size(sum(tensor.nbytes for tensor in tensors)),
             _dtypes(tensors),
@@ -79,7 +81,8 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
     counts = Counter(the_plan.steps[tensor.step].action for tensor in the_plan.tensors)
     names = {"merge": "merged", "equal": "copied as equal", "copy": "copied from one model"}
     coverage = ", ".join(f"{n:,} {names[action]}" for action, n in counts.items())
-    table = _grid("", "")
+    sent = prepared.output.bytes_to_send(the_plan)
+    table = grid("", "")
     table.show_header = False
     rows = {
         "output": f"{prepared.output.label}: {shown}",
@@ -87,7 +90,8 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
         f"{_dtypes([tensor.info for tensor in the_plan.tensors])}",
         "coverage": coverage,
         "traffic": f"{format_size(facts.bytes_read)} to read, "
-        f"{format_size(facts.bytes_written)} to write",
+        f"{format_size(facts.bytes_written)} to write"
+        + (f", {format_size(sent)} to send" if sent else ""),
         "download": f"{format_size(facts.bytes_downloaded)} into the cache, before the merge",
         "reading": facts.reading,
         "memory": f"{prepared.layout.describe()}; "
@@ -102,11 +106,11 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
 
 
 def _plan_tensors(prepared: Prepared) -> Table:
-    table = _grid("tensor", "dtype", "shape", "what happens")
+    table = grid("tensor", "dtype", "shape", "what happens")
     for tensor in prepared.plan.tensors:
         step = prepared.plan.steps[tensor.step]
         what = {
-            "merge": _merge_in_words(step),
+            "merge": step_in_words(step),
             "equal": "copied, all equal",
             "copy": f"copied from {prepared.plan.inputs[step.sources[0]].label}",
         }[step.action]
@@ -114,19 +118,6 @@ def _plan_tensors(prepared: Prepared) -> Table:
             escape(printable(tensor.name)), tensor.dtype, str(list(tensor.shape)), escape(what)
         )
     return table
-
-
-def _merge_in_words(step: Step) -> str:
-    """Return method and parameters, such as "ties, density 0.5 0.3, normalize"."""
-    words = [step.method]
-    for name, value in step.parameters:
-        if isinstance(value, tuple):
-            words.append(f"{name} {' '.join(f'{v}' for v in value)}")
-        elif value is True:
-            words.append(name)
-        elif value is not False:
-            words.append(f"{name} {value}")
-    return ", ".join(words)
 
 
 def _dtypes(tensors: list[TensorInfo]) -> str:
@@ -146,6 +137,7 @@ def plan_as_json(prepared: Prepared, facts: Forecast) -> None:
             "coefficients": {model.label: model.coefficient for model in the_plan.inputs},
             "parameters": the_plan.parameters,
             **asdict(facts),
+            "bytes_sent": prepared.output.bytes_to_send(the_plan),
             "layout": asdict(prepared.layout),
             "plan": the_plan.model_dump(mode="json"),
         }
@@ -194,63 +186,6 @@ def pushed_as_json(done: Pushed) -> None:
 def result_as_json(done: Result) -> None:
     """Print what was written as one JSON object."""
     print_json({**asdict(done), "out": str(done.out)})
-
-
-def checkpoint(found: Checkpoint, verbose: bool) -> None:
-    """Print what a checkpoint holds."""
-    console = open_console()
-    facts = _checkpoint_facts(found)
-    console.print(
-        f"{escape(printable(found.label))}: {facts['parameters']:,} parameters in "
-        f"{len(found.tensors):,} tensors, {format_size(facts['bytes'])}"
-    )
-    table = _grid("dtype", ">tensors", ">parameters", ">size")
-    for code, entry in facts["dtypes"].items():
-        size = format_size(entry["bytes"])
-        table.add_row(code, f"{entry['tensors']:,}", f"{entry['parameters']:,}", size)
-    console.print(table)
-    console.print()
-    table = _grid("file", ">tensors", ">size")
-    for name, entry in facts["files"].items():
-        size = format_size(entry["bytes"])
-        table.add_row(escape(printable(name)), f"{entry['tensors']:,}", size)
-    console.print(table)
-    if verbose:
-        table = _grid("tensor", "dtype", "shape", "file")
-        for tensor in found.tensors.values():
-            file = found.locate(tensor.name).file
-            shape = str(list(tensor.shape))
-            table.add_row(escape(printable(tensor.name)), tensor.dtype, escape(shape), file)
-        console.print()
-        console.print(table)
-    for note in found.notes:
-        console.print(f"[yellow]note[/] {escape(note)}")
-
-
-def checkpoint_as_json(found: Checkpoint) -> None:
-    """Print what a checkpoint holds as one JSON object."""
-    tensors = {
-        t.name: {"dtype": t.dtype, "shape": list(t.shape), "file": found.locate(t.name).file}
-        for t in found.tensors.values()
-    }
-    print_json({"model": found.label, **_checkpoint_facts(found), "tensors": tensors})
-
-
-def _checkpoint_facts(found: Checkpoint) -> dict[str, Any]:
-    dtypes: dict[str, Counter[str]] = {}
-    files: dict[str, Counter[str]] = {}
-    for tensor in found.tensors.values():
-        entry = dtypes.setdefault(tensor.dtype, Counter())
-        entry.update(tensors=1, parameters=tensor.numel, bytes=tensor.nbytes)
-        files.setdefault(found.locate(tensor.name).file, Counter())["tensors"] += 1
-    for name, (identity, _) in found.identity().items():
-        files.setdefault(name, Counter())["bytes"] = identity.size
-    return {
-        "parameters": sum(entry["parameters"] for entry in dtypes.values()),
-        "bytes": sum(entry["bytes"] for entry in dtypes.values()),
-        "dtypes": dtypes,
-        "files": files,
-    }
 
 
 def error(problem: StreammergeError) -> None:

@@ -52,9 +52,9 @@ def make_recipe(
             )
         for name, own in value.items():
             each[name][key] = _plain(key, own)
-    return Recipe(
+    return Recipe.build(
         method=method,
-        models=tuple(ModelEntry(model=name, parameters=own) for name, own in each.items()),
+        models=tuple(ModelEntry.build(model=name, parameters=own) for name, own in each.items()),
         base_model=base,
         parameters=common,
         out_dtype=_dtype_name(dtype),

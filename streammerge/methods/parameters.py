@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from streammerge.errors import RecipeError
+from streammerge.errors import ParameterError
 
 Value = float | int | bool | str
 Setting = Value | None
@@ -99,16 +99,20 @@ class Parameter:
         """Whether a recipe must set it."""
         return self.default is _REQUIRED
 
-    def check(self, value: Setting) -> Setting:
+    def check(self, value: Setting, model: int | None) -> Setting:
         """Return a value in its proper type.
 
+        Args:
+            value: as a recipe has it.
+            model: number of the model that sets it; None where it is set for all.
+
         Raises:
-            RecipeError: it is of another type or out of range.
+            ParameterError: it is of another type or out of range.
         """
         if value is None and self.optional:
             return None
         if self.kind is float and isinstance(value, str):
-            value = _number(value, self.name)
+            value = _number(value)
         wanted = (int, float) if self.kind is float else (self.kind,)
         good = isinstance(value, wanted) and isinstance(value, bool) == (self.kind is bool)
         if good and self.kind in (int, float):
@@ -116,7 +120,10 @@ class Parameter:
         if good and self.choices:
             good = value in self.choices
         if not good:
-            raise RecipeError(f"{self.name} is {value!r}, but {self.describe()} is asked for")
+            wanted_here = f"Give {self.describe()}."
+            raise ParameterError(
+                f"{self.name} is {value!r}, which it cannot be", wanted_here, self.name, model
+            )
         return value
 
     def describe(self) -> str:
@@ -127,11 +134,12 @@ class Parameter:
         return f"{word[self.kind]} {self.bounds}".strip()
 
 
-def _number(text: str, name: str) -> float:
+def _number(text: str) -> float | str:
+    """Return the number in a text such as "1/3"; the text where there is none."""
     try:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise RecipeError(f"{name} is {text!r}, which is no number") from None
+        return text
 
 
 def read_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
@@ -188,37 +196,54 @@ def resolve(
         each: written at each model, in order.
 
     Raises:
-        RecipeError: an unknown key, a value out of range, or one that is missing.
+        ParameterError: an unknown key, a value out of range, or one that is missing.
     """
-    common = {_known(method, parameters, key).name: value for key, value in settings.items()}
-    own = [{_known(method, parameters, k).name: v for k, v in model.items()} for model in each]
+    common = _by_name(method, parameters, settings, None)
+    own = [_by_name(method, parameters, model, index) for index, model in enumerate(each)]
     resolved: list[tuple[str, Setting | tuple[Setting, ...]]] = []
     for name, parameter in parameters.items():
         if parameter.each:
             values = [model.get(name, common.get(name, parameter.default)) for model in own]
             if any(value is _REQUIRED for value in values):
-                raise RecipeError(
+                raise ParameterError(
                     f"{method} needs {name} for every model",
                     f"Write {name} below `parameters` of each model, or once for all.",
+                    name,
                 )
-            resolved.append((name, tuple(parameter.check(value) for value in values)))
-            continue
-        if any(name in model for model in own):
-            raise RecipeError(
-                f"{name} of {method} is one for all models, but a model sets it",
-                f"Move {name} to the recipe's `parameters`.",
+            checked = tuple(
+                parameter.check(value, index if name in own[index] else None)
+                for index, value in enumerate(values)
             )
+            resolved.append((name, checked))
+            continue
+        for index, model in enumerate(own):
+            if name in model:
+                raise ParameterError(
+                    f"{name} of {method} is one for all models, but a model sets it",
+                    f"Move {name} to the recipe's `parameters`.",
+                    name,
+                    index,
+                )
         value = common.get(name, parameter.default)
         if value is _REQUIRED:
-            raise RecipeError(f"{method} needs {name}", f"Add {name} to `parameters`.")
-        resolved.append((name, parameter.check(value)))
+            raise ParameterError(
+                f"{method} needs {name}", f"Add {name} to the recipe's `parameters`.", name
+            )
+        resolved.append((name, parameter.check(value, None)))
     return tuple(resolved)
 
 
-def _known(method: str, parameters: Mapping[str, Parameter], key: str) -> Parameter:
-    keys = {k: p for p in parameters.values() for k in (p.name, *p.aliases)}
-    if key in keys:
-        return keys[key]
-    near = difflib.get_close_matches(key, keys, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(keys) or 'none'}."
-    raise RecipeError(f"{method} has no parameter {key!r}", hint)
+def _by_name(
+    method: str,
+    parameters: Mapping[str, Parameter],
+    settings: Mapping[str, Value],
+    model: int | None,
+) -> dict[str, Value]:
+    """Return settings under the parameters' own names instead of aliases."""
+    keys = {k: p.name for p in parameters.values() for k in (p.name, *p.aliases)}
+    for key in settings:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(keys) or 'none'}."
+            raise ParameterError(f"{method} has no parameter {key!r}", hint, key, model)
+    return {keys[key]: value for key, value in settings.items()}

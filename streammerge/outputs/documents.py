@@ -17,6 +17,7 @@ from streammerge.outputs.manifest import MANIFEST, encode_json, encode_manifest
 from streammerge.plan import Plan, PlanInput
 from streammerge.references import HUB_SCHEME, parse_reference
 from streammerge.tensors import format_size
+from streammerge.wording import methods_in_words, part_in_words
 
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?\n)---", re.S)
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*\r?$", re.M)
@@ -73,24 +74,35 @@ def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[
         library_name="transformers" if checkpoints[plan.side_files_from].config else None,
     )
     rows = "\n".join(
-        f"| {name}{_commit(model)} | {_share(model.coefficient)} |"
-        for name, model in zip(names, plan.inputs, strict=True)
+        f"| {name}{_commit(model)} | {part_in_words(plan, index)} |"
+        for index, (name, model) in enumerate(zip(names, plan.inputs, strict=True))
     )
     return str(
         ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
             f"# Merge of {len(names)} models\n\n"
-            f"A weighted average, made with streammerge {plan.streammerge}: "
+            f"{_kind(plan)}, made with streammerge {plan.streammerge}: "
             f"{plan.parameters:,} parameters, {format_size(plan.nbytes)}.\n\n"
-            f"| model | coefficient |\n| --- | ---: |\n{rows}\n\n"
-            f"```sh\n{shlex.join(command)}\n```\n\n"
+            f"| model | part |\n| --- | --- |\n{rows}\n\n"
+            f"```sh\n{shlex.join(command)}\n```\n\n{_recipe(plan)}"
             f"`{MANIFEST}` holds the identity of every input and the sha256 of every file.\n"
         )
     )
 
 
-def _share(coefficient: float | None) -> str:
-    return "" if coefficient is None else f"{coefficient:.6g}"
+def _kind(plan: Plan) -> str:
+    methods = methods_in_words(plan)
+    return "A weighted average" if methods == "average" else f"Merged by {methods}"
+
+
+def _recipe(plan: Plan) -> str:
+    """Return the recipe file as a block, with a fence that is longer than any in it."""
+    text = plan.recipe.text.strip()
+    if not text:
+        return ""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{text}\n{fence}\n\n"
 
 
 def _common_license(checkpoints: Sequence[Checkpoint]) -> str | None:

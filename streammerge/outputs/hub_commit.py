@@ -158,8 +158,8 @@ class Commit:
             raise HubError(
                 f"{self._destination.repo} was changed on {branch} by somebody else meanwhile, "
                 f"so nothing was committed:\n{listing(changed)}",
-                f"Look at {self._repository.url}/commits/{branch}. To replace it, run the same "
-                f"command again: what was sent is not sent again.",
+                f"Look at {self._repository.url}/commits/{branch}. To replace it, try again: what "
+                "was sent is not sent again.",
             )
 
     def _try(self, head: Snapshot) -> Pushed:

@@ -47,6 +47,13 @@ class Destination:
         """How a user writes it."""
         return f"{HUB_SCHEME}{self.repo}" + (f"@{self.branch}" if self.branch != "main" else "")
 
+    def push_command(self, folder: str) -> list[str]:
+        """Return the command line that pushes a finished folder here."""
+        words = ["streammerge", "push", folder, self.repo]
+        words += ["--branch", self.branch] if self.branch != "main" else []
+        words += ["--private"] if self.private else []
+        return words + (["--create-pr"] if self.create_pr else [])
+
 
 def parse_destination(text: str, branch: str | None = None, **options: Any) -> Destination:
     """Return the destination of "me/merged", "hf://me/merged" or "hf://me/merged@branch".

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from streammerge.outputs import WrittenShard
 
-_PATIENCE = 5.0  # seconds that `stop` gives to the file being sent
+_PATIENCE = 3.0  # seconds that `stop` gives to the file being sent
 
 
 class Uploads:

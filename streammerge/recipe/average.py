@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from streammerge.errors import RecipeError
 from streammerge.methods.weights import exact_weights
@@ -23,6 +23,7 @@ def average_recipe(
     side_files_from: str | None,
     schedule: str | None = None,
     selection: Selection = Selection(),  # noqa: B008  read-only
+    rows: str | None = None,
 ) -> Recipe:
     """Return the recipe of a weighted average.
 
@@ -66,8 +67,15 @@ def average_recipe(
         out_dtype=_dtype_name(dtype),
         skip=tuple(skip),
         keep=tuple(keep),
+        rows=_rows(rows),
         side_files_from=side_files_from,
     )
+
+
+def _rows(name: str | None) -> Literal["min", "max", "base"] | None:
+    if name not in (None, "min", "max", "base"):
+        raise RecipeError(f"{name!r} is no rule for rows", "Choose one of min, max, base.")
+    return cast(Literal["min", "max", "base"] | None, name)
 
 
 def _dtype_name(name: str) -> OutDtype:

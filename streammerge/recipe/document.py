@@ -136,9 +136,13 @@ class Node:
             return _WORDS[word]
         if _INTEGER.fullmatch(word):
             return int(word)
-        if _FLOAT.fullmatch(word) and math.isfinite(float(word)):
-            return float(word)
-        if _DOUBTFUL.fullmatch(word) or _FLOAT.fullmatch(word) or word.lower() in _ENDLESS:
+        doubtful = _DOUBTFUL.fullmatch(word) or word.lower() in _ENDLESS
+        if _FLOAT.fullmatch(word) and not doubtful:
+            number = float(word)
+            doubtful = not math.isfinite(number)
+            if not doubtful:
+                return number
+        if doubtful:
             raise self.error(
                 f"{self._name()} is {printable(word, 60)}, which is no number to rely on",
                 "Write a finite decimal number, such as 0.5 or 1e-5; or a text in quotes.",
@@ -210,8 +214,8 @@ class Node:
 Entries = dict[str, Node]
 
 
-def read_document(path: str) -> Node:
-    """Return the root of a YAML file.
+def read_document(path: str) -> tuple[Node, str]:
+    """Return the root of a YAML file, and its text.
 
     Raises:
         RecipeError: it is not there, not YAML, more than one document, or out of bounds.
@@ -225,12 +229,13 @@ def read_document(path: str) -> Node:
     if size > MAX_BYTES:
         raise RecipeError(f"{path} has {size:,} bytes, no recipe has over {MAX_BYTES:,}")
     try:
-        root = _Loader(raw.decode("utf-8-sig")).get_single_node()
+        text = raw.decode("utf-8-sig")
+        root = _Loader(text).get_single_node()
     except (YAMLError, UnicodeError, RecursionError) as error:
         raise _syntax_error(path, error) from None
     if root is None:
         raise RecipeError(f"{path} is empty", "docs/recipes.md says what a recipe looks like.")
-    return Node(Document(path), (), root)
+    return Node(Document(path), (), root), text
 
 
 def _syntax_error(path: str, error: Exception) -> RecipeError:

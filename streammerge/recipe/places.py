@@ -17,16 +17,26 @@ class Placed(Data):
     """Data that remember lines of a file; these are no part of the data, and not in the JSON."""
 
     _file: str = PrivateAttr("")
+    _text: str = PrivateAttr("")
     _lines: Mapping[Path, int] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever they were read."""
+        return type(self) is type(other) and self.model_dump() == other.model_dump()
 
     @property
     def file(self) -> str:
         """The file it was read from; "" for none."""
         return self._file
 
-    def read_from(self, file: str, lines: Mapping[Path, int]) -> Self:
+    @property
+    def text(self) -> str:
+        """All of that file."""
+        return self._text
+
+    def read_from(self, file: str, lines: Mapping[Path, int], text: str) -> Self:
         """Return it with the lines of its parts in a file."""
-        self._file, self._lines = file, lines
+        self._file, self._lines, self._text = file, lines, text
         return self
 
     def place(self, path: Path) -> str:

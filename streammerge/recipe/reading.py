@@ -51,7 +51,7 @@ class _Reader:
 
     def __init__(self, path: str, above: tuple[str, ...]) -> None:
         self._path, self._above = path, (*above, os.path.realpath(path))
-        self._root = read_document(path)
+        self._root, self._text = read_document(path)
 
     def read(self) -> Recipe:
         """Return the recipe of the whole file."""
@@ -83,7 +83,7 @@ class _Reader:
         fields |= _plain(entries)
         _check_inputs(node, entries, fields)
         recipe = build(Recipe, node, **fields)
-        return recipe.read_from(self._path, node.lines())
+        return recipe.read_from(self._path, node.lines(), self._text)
 
     def _reference(self, node: Node, inner: dict[str, Recipe]) -> str:
         """Return the text that names a model; a recipe in its place goes to `inner`."""
@@ -183,14 +183,14 @@ def _tokenizer(entries: Entries, reference: Reference) -> Tokenizer:
 
 def _plain(entries: Entries) -> dict[str, Any]:
     """Return the fields that are texts, numbers and lists of texts."""
-    fields: dict[str, Any] = {
-        key: read_texts(entries, key) for key in ("layers", "skip", "keep") if key in entries
-    }
+    fields: dict[str, Any] = {key: read_texts(entries, key) for key in _TEXTS if key in entries}
     if "before_layers" in entries:
         fields["before_layers"] = read_texts(entries, "before_layers")
     for key in ("dtype", "out_dtype", "compute_dtype"):
         if key in entries:
             fields[key] = _dtype(entries[key], ("float32", "float64") if key[0] == "c" else _DTYPES)
+    if "rows" in entries:
+        fields["rows"] = entries["rows"].text()
     if "chat_template" in entries:
         fields["chat_template"] = entries["chat_template"].text()
     if "seed" in entries:
@@ -202,6 +202,7 @@ def _plain(entries: Entries) -> dict[str, Any]:
     return fields
 
 
+_TEXTS = ("layers", "skip", "keep", "plugins")
 _DTYPES = get_args(DtypeName)
 
 

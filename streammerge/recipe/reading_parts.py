@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
+from streammerge.errors import RecipeError
 from streammerge.recipe.document import Entries, Node
 from streammerge.recipe.entries import (
     ModelEntry,
@@ -37,12 +36,9 @@ _SLICE_HINTS = _MISPLACED | {
 def build(kind: type[D], node: Node, **fields: Any) -> D:
     """Return a part of a recipe; what it refuses becomes an error with a line."""
     try:
-        return kind(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = str(first["msg"]).removeprefix("Value error, ")
-        where = ".".join(str(part) for part in first["loc"])
-        raise node.error(f"{where}: {message}" if where else message) from None
+        return kind.build(**fields)
+    except RecipeError as error:
+        raise node.error(error.message, error.remedy) from None
 
 
 def read_list(entries: Entries, key: str) -> list[Node]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -27,7 +27,7 @@ from streammerge.tensors import FLOAT_CODES
 DtypeName = Literal["float64", "float32", "float16", "bfloat16"]
 OutDtype = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 _EXACT = 2**53
-_AVERAGE_OPTIONS = {"models", "schedule", "out_dtype", "skip", "keep", "side_files_from"}
+_AVERAGE_OPTIONS = {"models", "schedule", "out_dtype", "skip", "keep", "rows", "side_files_from"}
 
 
 class Recipe(Placed):
@@ -51,8 +51,11 @@ class Recipe(Placed):
         compute_dtype: "float64" to compute in nothing narrower.
         skip: globs of tensor names to leave out.
         keep: globs of tensor names to take from the first input that has them.
+        rows: how many rows tensors with a row for each token get, where models differ in that:
+            those that all have, all, or the base's (the first model's); None to refuse.
         side_files_from: the model whose config and tokenizer are taken; None for the base model,
             or the first where there is none.
+        plugins: Python files that register the methods used here; they are run.
         seed: of methods that draw random numbers.
         tokenizer: the output's, and embeddings of single tokens; None for that of the config.
         chat_template: "auto", the name of a known one, or Jinja; None for the tokenizer's own.
@@ -74,7 +77,9 @@ class Recipe(Placed):
     compute_dtype: Literal["auto", "float32", "float64"] = "auto"
     skip: Many[str] = ()
     keep: Many[str] = ()
+    rows: Literal["min", "max", "base"] | None = None
     side_files_from: str | None = None
+    plugins: Many[str] = ()
     seed: int = Field(default=0, ge=0, lt=2**64)
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
@@ -88,6 +93,8 @@ class Recipe(Placed):
             object.__setattr__(self, "models", positions)
         if not self.models or (positions and positions != self.models):
             raise ValueError("a recipe has either models, slices or modules")
+        if self.rows is not None and self.tokenizer is not None:
+            raise ValueError("rows and a tokenizer do not go together: the latter says which rows")
         if any(rule.weights and len(rule.weights) != len(self.models) for rule in self.rules):
             raise ValueError("a rule's weights are one for each model")
         if any(rule.model and rule.model not in self.inputs for rule in self.rules):
@@ -165,6 +172,17 @@ class Recipe(Placed):
         idle = sorted(WITHOUT_EFFECT & self.parameters.keys())
         return [f"{key} changes nothing here: masks are never stored" for key in idle]
 
+    def changed(self, **fields: Any) -> Recipe:
+        """Return the recipe with other values in some fields.
+
+        Raises:
+            RecipeError: they make no sense.
+        """
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.sections:
+            said.pop("models", None)  # filled in again
+        return Recipe.build(**{**said, **fields}).read_from(self._file, self._lines, self._text)
+
     def action(self, name: str) -> tuple[Action, Rule | None]:
         """Return what happens to a tensor, and the rule that says more about it."""
         for action, globs in (("skip", self.skip), ("keep", self.keep)):
@@ -239,5 +257,6 @@ class Recipe(Placed):
         words += ["--dtype", self.out_dtype] if self.out_dtype != "auto" else []
         words += [word for glob in self.skip for word in ("--skip", glob)]
         words += [word for glob in self.keep for word in ("--keep", glob)]
+        words += ["--rows", self.rows] if self.rows is not None else []
         chosen = self.side_files_from
         return words + (["--side-files-from", chosen] if chosen is not None else [])

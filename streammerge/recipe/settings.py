@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from streammerge.errors import RecipeError, printable
 
 T = TypeVar("T")
+_KINDS = ("float", "int", "bool", "str")  # alternatives of a value, which pydantic names
 
 
 def as_tuple(value: object) -> object:
@@ -20,6 +23,22 @@ class Data(BaseModel):
     """Base of all parts of a recipe: read-only, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def build(cls, **fields: Any) -> Self:
+        """Return one of these.
+
+        Raises:
+            RecipeError: with the first field that makes no sense.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            message = str(first["msg"]).removeprefix("Value error, ")
+            where = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
+            wrong = f"{where} is {printable(repr(first['input']), 60)}: " if where else ""
+            raise RecipeError(wrong + message) from None
 
 
 Many = Annotated[tuple[T, ...], BeforeValidator(as_tuple)]

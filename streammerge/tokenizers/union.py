@@ -44,8 +44,8 @@ def extend(vocabulary: Vocabulary, others: Iterable[tuple[Vocabulary, int]]) -> 
 def copied_files(source: HasFiles) -> Files:
     """Return a model's tokenizer files as they are."""
     return {
-        path: (size, lambda path=path: source.read_side_file(path))  # type: ignore[misc]
-        for path, size in source.side_files().items()
+        path: (identity.size, lambda path=path: source.read_side_file(path))  # type: ignore[misc]
+        for path, identity in source.side_files().items()
         if is_tokenizer_file(path)
     }
 

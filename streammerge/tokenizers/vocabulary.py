@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from streammerge.errors import CheckpointError, HeaderError, UnsupportedError, printable
 from streammerge.formats.safetensors import load_json_object
 from streammerge.formats.side_files import is_tokenizer_file
+from streammerge.storage import FileIdentity
 
 _MOST_TOKENS = 2**24
 _OPAQUE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
@@ -32,8 +33,8 @@ class HasFiles(Protocol):
 
     label: str
 
-    def side_files(self) -> Mapping[str, int]:
-        """Path and size of each side file."""
+    def side_files(self) -> Mapping[str, FileIdentity]:
+        """Path and identity of each side file."""
 
     def read_side_file(self, path: str) -> bytes:
         """The content of a side file."""

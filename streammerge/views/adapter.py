@@ -195,9 +195,9 @@ class Adapter:
         return self.storage.identity(WEIGHTS), digest.hexdigest()
 
     @cached_property
-    def side_files(self) -> Mapping[str, int]:
-        """Path and size of each side file, a tokenizer above all."""
-        return select_side_files(self.storage, {})
+    def side_files(self) -> Mapping[str, FileIdentity]:
+        """Path and identity of each side file, a tokenizer above all."""
+        return {path: self.storage.identity(path) for path in select_side_files(self.storage, {})}
 
     @cached_property
     def card(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,7 @@ from streammerge.errors import CheckpointError, listing, printable
 from streammerge.formats import Checkpoint, as_read
 from streammerge.formats.safetensors import Location
 from streammerge.formats.side_files import is_tokenizer_file
-from streammerge.storage import FileIdentity, IoMode, RangeReader, Storage
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader, Storage
 from streammerge.tensors import TensorInfo
 from streammerge.views.adapter import WEIGHTS, Adapter, Factor, Update
 from streammerge.views.lowrank import LowRank, LowRankReader, Matrix, Working
@@ -122,8 +123,13 @@ class LoraApplied(Wrapping):
         if "tokenizer_config.json" in files:
             for path in [path for path in self.side_files() if is_tokenizer_file(path)]:
                 self.hide_file(path)
-            for path, size in files.items():
-                self.put_file(path, size, partial(self._adapter.storage.read, path))
+            for path, identity in files.items():
+                self.put_file(path, identity.size, partial(self._adapter.storage.read, path))
+
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Return what the base needs, and the adapter's file."""
+        pending = self._adapter.storage.pending(WEIGHTS)
+        return [*super().downloads(names), *([pending] if pending is not None else [])]
 
     @property
     def scratch(self) -> int:
