@@ -37,8 +37,9 @@ class Realigned(Wrapping):
             return super().scratch
         row = max(8 * alignment.columns for alignment in self._alignments.values())
         used = {id(s): s.scratch for a in self._alignments.values() for s in a.sources}
+        indices = sum(3 * alignment.rows.nbytes for alignment in self._alignments.values())
         rooms = len(self._alignments) * (SPARSE * CHUNK + row)
-        return sum(used.values()) + rooms + 8 * (CHUNK + row) + SPARSE * CHUNK
+        return sum(used.values()) + indices + rooms + 8 * (CHUNK + row) + SPARSE * CHUNK
 
     def open(self, file: str, mode: IoMode = "auto") -> RangeReader:
         """Open a tensor with a row for each token, or a file of the checkpoint behind."""

@@ -45,6 +45,12 @@ class LoraApplied(Wrapping):
             self._moved[name] = Location(_VIRTUAL + name, 0, changed.dtype)
         self._working = Working()
         self._take_tokenizer()
+        embeddings = [n for n, update in self._adapter.updates.items() if update.embedding]
+        if embeddings and self.config.get("tie_word_embeddings") is True:
+            self.notes.append(
+                f"{self._adapter.label} changes {printable(embeddings[0])}, and with it the output "
+                "head that is tied to it, as peft does when it merges"
+            )
 
     def _refuse_unmatched(self) -> None:
         wanted = [*self._adapter.updates, *self._adapter.whole]
