@@ -11,7 +11,7 @@ import pytest
 
 import streammerge
 from streammerge.errors import HubError
-from streammerge.outputs import hub_commit
+from streammerge.storage import retrying
 from tests.support.hub import CutUpload, Do, Drop, Hub, LoseAnswer, RefuseObject, Status
 from tests.support.targets import REPO, SHARDS, Merged, View, files_of, files_on, merge_once
 
@@ -31,7 +31,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch, no_waiting: list[float]) -> None:
-    monkeypatch.setattr(hub_commit, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retrying, "pause", lambda seconds, stop: None)
 
 
 def go(merged: Merged, way: str, folder: Path, **options: Any) -> streammerge.Pushed:
