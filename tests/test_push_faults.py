@@ -210,3 +210,18 @@ def test_objects_that_the_hub_has_lost_are_sent_again(
     go(merged, "hub", tmp_path)
     assert_pushed(hub, merged)
     assert len(hub.log.find("upload")) == len(merged.shards)
+
+
+def test_a_pull_request_is_opened_once_although_its_answer_is_lost(
+    hub: Hub, merged: Merged, tmp_path: Path
+) -> None:
+    hub.create(REPO, {"config.json": b"{}"})
+    head = hub.head(REPO)
+    hub.fault(LoseAnswer(), kind="commit")
+    pushed = go(merged, "hub", tmp_path, create_pr=True)
+    assert (pushed.branch, pushed.new) == ("refs/pr/1", True)
+    assert pushed.url == f"{hub.url}/{REPO}/discussions/1"
+    assert pushed.commit == hub.head(REPO, "refs/pr/1")
+    assert files_on(hub, REPO, "refs/pr/1").keys() == files_of(merged.folder).keys()
+    assert hub.log.commits(REPO) == 1
+    assert hub.head(REPO) == head

@@ -23,7 +23,6 @@ from streammerge.references import HUB_SCHEME
 from streammerge.storage.retrying import LONG_TRIES, retried
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
-_TOKENS = f"Make one with write access at {constants.ENDPOINT}/settings/tokens, then: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +99,11 @@ class Repository:
         repo, branch = self.destination.repo, self.destination.branch
         with refusals("write to", repo):
             if not (self.destination.token or get_token()):
-                raise HubError(f"cannot write to {repo}: nobody is logged in", _TOKENS + LOG_IN)
+                raise HubError(f"cannot write to {repo}: nobody is logged in", _log_in())
             account = retried(self.client.whoami)
             if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
                 message = f"cannot write to {repo}: the token of {account['name']} is read-only"
-                raise HubError(message, _TOKENS + LOG_IN)
+                raise HubError(message, _log_in())
             try:
                 private = retried(lambda: self.client.model_info(repo)).private
             except RepositoryNotFoundError:
@@ -191,6 +190,10 @@ class Repository:
             )
         except RuntimeError as error:  # the client's wrapper around what went wrong with a file
             raise root_cause(error) from error
+
+
+def _log_in() -> str:
+    return f"{constants.ENDPOINT}/settings/tokens gives tokens with write access. {LOG_IN}"
 
 
 def _names(operations: Sequence[CommitOperationAdd]) -> str:
