@@ -19,6 +19,7 @@ from streammerge.errors import DiskSpaceError, HubError
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.hub_uploads import Uploads
 from streammerge.outputs.shardfile import DirectoryShard
+from streammerge.storage import retrying
 from tests.support.checkpoints import write_checkpoint
 from tests.support.crashes import killed_at
 from tests.support.hub import Do, Hub, Status, Wait
@@ -128,7 +129,7 @@ def shard(number: int, size: int = 10) -> WrittenShard:
 def test_writes_wait_for_room_and_go_on_when_a_file_is_sent() -> None:
     sent, may_go = list[str](), threading.Semaphore(0)
 
-    def send(some: WrittenShard) -> None:
+    def send(some: WrittenShard, _: threading.Event) -> None:
         may_go.acquire()
         sent.append(some.file)
 
@@ -152,7 +153,7 @@ def test_writes_wait_for_room_and_go_on_when_a_file_is_sent() -> None:
 
 
 def test_with_nothing_to_send_a_write_does_not_wait() -> None:
-    uploads = Uploads(lambda _: None, limit=20)
+    uploads = Uploads(lambda shard, stop: None, limit=20)
     for _ in range(10):
         uploads.reserve(10)
     uploads.stop()
@@ -160,7 +161,7 @@ def test_with_nothing_to_send_a_write_does_not_wait() -> None:
 
 @pytest.mark.parametrize("act", [lambda u: u.reserve(100), lambda u: u.finish()])
 def test_a_failure_wakes_whoever_waits(act: Callable[[Uploads], None]) -> None:
-    def send(_: WrittenShard) -> None:
+    def send(_: WrittenShard, stop: threading.Event) -> None:
         time.sleep(0.05)
         raise HubError("gone")
 
@@ -177,7 +178,7 @@ def test_a_failure_wakes_whoever_waits(act: Callable[[Uploads], None]) -> None:
 def test_to_stop_wakes_whoever_waits_and_sends_nothing_more() -> None:
     sent, may_go = list[str](), threading.Event()
 
-    def send(some: WrittenShard) -> None:
+    def send(some: WrittenShard, _: threading.Event) -> None:
         may_go.wait(10)
         sent.append(some.file)
 
@@ -283,8 +284,9 @@ def after_a_kill(hub: Hub, merged: Merged) -> None:
 
 
 def test_a_failure_of_the_hub_names_shard_and_repository(
-    hub: Hub, merged: Merged, no_waiting: list[float]
+    hub: Hub, merged: Merged, no_waiting: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retrying, "pause", lambda seconds, stop: None)
     hub.fault(Status(500), kind="upload", times=None, skip=1)
     with pytest.raises(HubError) as failure:
         merge(merged)

@@ -11,7 +11,7 @@ import pytest
 
 import streammerge
 from streammerge.errors import HubError
-from streammerge.outputs import hub_commit
+from streammerge.storage import retrying
 from tests.support.hub import CutUpload, Do, Drop, Hub, LoseAnswer, RefuseObject, Status
 from tests.support.targets import REPO, SHARDS, Merged, View, files_of, files_on, merge_once
 
@@ -31,7 +31,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch, no_waiting: list[float]) -> None:
-    monkeypatch.setattr(hub_commit, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retrying, "pause", lambda seconds, stop: None)
 
 
 def go(merged: Merged, way: str, folder: Path, **options: Any) -> streammerge.Pushed:
@@ -210,3 +210,18 @@ def test_objects_that_the_hub_has_lost_are_sent_again(
     go(merged, "hub", tmp_path)
     assert_pushed(hub, merged)
     assert len(hub.log.find("upload")) == len(merged.shards)
+
+
+def test_a_pull_request_is_opened_once_although_its_answer_is_lost(
+    hub: Hub, merged: Merged, tmp_path: Path
+) -> None:
+    hub.create(REPO, {"config.json": b"{}"})
+    head = hub.head(REPO)
+    hub.fault(LoseAnswer(), kind="commit")
+    pushed = go(merged, "hub", tmp_path, create_pr=True)
+    assert (pushed.branch, pushed.new) == ("refs/pr/1", True)
+    assert pushed.url == f"{hub.url}/{REPO}/discussions/1"
+    assert pushed.commit == hub.head(REPO, "refs/pr/1")
+    assert files_on(hub, REPO, "refs/pr/1").keys() == files_of(merged.folder).keys()
+    assert hub.log.commits(REPO) == 1
+    assert hub.head(REPO) == head

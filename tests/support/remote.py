@@ -12,11 +12,12 @@ import torch
 
 import streammerge
 from streammerge.storage import DownloadMode
-from tests.support.checkpoints import add_side_files, like, random_tensors, write_checkpoint
+from tests.support.checkpoints import like, random_tensors, write_checkpoint
 from tests.support.hub import Hub
 
 MODES: tuple[DownloadMode, ...] = ("cache", "stream")
 IDS = ["org/a", "org/b"]
+SIDE_FILES = {"README.md": "---\nlicense: mit\n---\n# A model\n", "tokenizer.json": "{}"}
 SHAPES = ((300, 700), (7,), (3, 0, 5), (), (250_007,), (129, 33))
 
 
@@ -46,8 +47,9 @@ def local_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     layouts: dict[str, dict[str, Any]] = {"a": {"shards": 3, "shuffle": 5}, "b": {}}
     folders = []
     for name, model in tensors.items():
-        folder = add_side_files(write_checkpoint(root / name, model, **layouts[name]))
-        (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+        folder = write_checkpoint(root / name, model, **layouts[name], config={"dtype": "bfloat16"})
+        for file, text in SIDE_FILES.items():
+            (folder / file).write_text(text)
         folders.append(folder)
     merged = root / "merged"
     streammerge.average(folders, merged)
