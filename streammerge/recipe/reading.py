@@ -50,8 +50,8 @@ class _Reader:
     """
 
     def __init__(self, path: str, above: tuple[str, ...]) -> None:
-        self._path, self._above = path, (*above, os.path.realpath(path))
         self._root, self._text = read_document(path)
+        self._path, self._above = path, (*above, os.path.realpath(path))
 
     def read(self) -> Recipe:
         """Return the recipe of the whole file."""
