@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Unpack, cast
 
 from streammerge.budget import Layout, make_layout
@@ -26,42 +25,14 @@ from streammerge.options import (
     RunOptions,
     TensorOptions,
 )
-from streammerge.outputs import Pushed, Target, WrittenShard
+from streammerge.outputs import Target
 from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
 from streammerge.recipe import Recipe, Selection, average_recipe, load_recipe
 from streammerge.relatives import check_relatives
+from streammerge.report import Result
 from streammerge.tensors import parse_size
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What was written.
-
-    Attributes:
-        out: the folder, or hf://namespace/name[@branch].
-        shards: its weight files.
-        parameters: number of elements.
-        notes: what the user should know.
-        nonfinite: NaN and infinite elements by tensor, where they were allowed.
-        read_modes: how many input files were read in which way.
-        kept: how many shards an interrupted run had finished before.
-        seconds: wall time of the merge proper.
-        fingerprint: of the plan.
-        pushed: the commit on the Hub, where that was asked for.
-    """
-
-    out: Path | str
-    shards: list[WrittenShard]
-    parameters: int
-    notes: list[str]
-    nonfinite: dict[str, int]
-    read_modes: dict[str, int]
-    kept: int
-    seconds: float
-    fingerprint: str
-    pushed: Pushed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
-"""What happened while a plan was executed."""
+"""What happened while a plan was executed, and what came of a merge."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from streammerge.outputs import WrittenShard
+from streammerge.outputs import Pushed, WrittenShard
 
 
 @dataclass
@@ -25,3 +26,32 @@ class Report:
     bytes_read: int = 0
     nonfinite: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was written.
+
+    Attributes:
+        out: the folder, or hf://namespace/name[@branch].
+        shards: its weight files.
+        parameters: number of elements.
+        notes: what the user should know.
+        nonfinite: NaN and infinite elements by tensor, where they were allowed.
+        read_modes: how many input files were read in which way.
+        kept: how many shards an interrupted run had finished before.
+        seconds: wall time of the merge proper.
+        fingerprint: of the plan.
+        pushed: the commit on the Hub, where that was asked for.
+    """
+
+    out: Path | str
+    shards: list[WrittenShard]
+    parameters: int
+    notes: list[str]
+    nonfinite: dict[str, int]
+    read_modes: dict[str, int]
+    kept: int
+    seconds: float
+    fingerprint: str
+    pushed: Pushed | None = None

@@ -24,7 +24,7 @@ LEAVES = {"errors", "tensors", "plugins", "version"}
 ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "options": {"downloads", "outputs"},
-    "cli": {"api", "forecast", "verify", "push"},
+    "cli": {"api", "report", "forecast", "verify", "push"},
     "modules": {"api", "inmemory"},
     "inmemory": {"execute", "planning", "outputs"},
     "api": {

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from streammerge.api import Prepared, Result
+from streammerge.api import Prepared
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
 from streammerge.outputs import Pushed
+from streammerge.report import Result
 from streammerge.tensors import TensorInfo, format_size
 from streammerge.wording import methods_in_words, part_in_words, step_in_words
 
