@@ -103,7 +103,7 @@ def test_ranks_are_those_of_a_sort(
 
 
 def test_an_honest_sample_saves_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "_DISTINCT", 2000)
+    monkeypatch.setattr(ranks, "_DISTINCT", 9000)
     assert find(differences(torch.float32), [SIZE // 5])[1] == 2
     assert find(normal(torch.float32), [SIZE // 5])[1] == 2
     assert find(normal(torch.float32)[:400], [100])[1] == 1  # it is its own sample

@@ -1,4 +1,4 @@
-"""Merge methods in float64, written from their papers: whole tensors, sorts, and no thought of speed.
+"""Merge methods in float64, written from their papers: whole tensors, sorts, no thought of speed.
 
 Each function returns the merged tensor and where it is in doubt: elements that lie within one fp32
 step of a threshold, of an even vote or of another rank, and so may rightly come out otherwise.
