@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from streammerge.methods.weights import exact_weights
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -61,6 +63,8 @@ def add_elected(
     """
     if not deltas:
         return base
+    if normalize:  # then only the proportion counts, and with integers all products are exact
+        weight = [float(integer) for integer in exact_weights(weight, normalize=False).integers]
     scale(deltas, weight, factors)
     sign = elected_sign(deltas, election)
     return add_agreeing(deltas, sign, base, weight, normalize, scaling_factor)
