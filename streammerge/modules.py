@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from streammerge import api
-from streammerge.api import Result
 from streammerge.errors import RecipeError
 from streammerge.inmemory.recipes import make_recipe
 from streammerge.options import AverageOptions, Reference
+from streammerge.report import Result
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from streammerge.api import Prepared, Result
+from streammerge.api import Prepared
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
 from streammerge.outputs import Pushed
+from streammerge.report import Result
 from streammerge.tensors import TensorInfo, format_size
 from streammerge.wording import methods_in_words, part_in_words, step_in_words
 
@@ -161,6 +162,8 @@ def result(done: Result, facts: Forecast, known: Sequence[str]) -> None:
         console.print(f"  … and {len(done.shards) - _FEW} more in streammerge.json")
     if done.pushed is not None:
         pushed(done.pushed)
+    for label, count in sorted(done.nonfinite_inputs.items()):
+        console.print(f"  [yellow]{count:,} NaN or Inf[/] read from {escape(printable(label))}")
     for name, count in sorted(done.nonfinite.items()):
         console.print(f"  [yellow]{count:,} NaN or Inf[/] in {escape(printable(name))}")
     for note in done.notes:
