@@ -83,7 +83,7 @@ def _step(
         return Step(action=decision.action, sources=decision.sources)
     method = find_method(treatment.method)
     base = _base(method, treatment)
-    models = [i for i in decision.sources if i != base and i < len(recipe.models)]
+    models = [i for i in decision.sources if i != base and i in treatment.models]
     _check_count(method, len(models))
     settings = treatment.parameters
     if "seed" in method.parameters:

@@ -67,7 +67,7 @@ ARROWS: dict[str, set[str]] = {
     "plan": {"recipe", "coverage", "formats", "methods"},
     "coverage": {"recipe", "views"},
     "configs": {"storage"},
-    "recipe": {"schedules", "methods"},
+    "recipe": {"schedules", "methods", "tokenizers"},
     "checkpoint": {"views", "formats", "references"},
     "views": {"formats"},
     "formats": {"storage"},

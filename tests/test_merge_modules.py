@@ -12,13 +12,8 @@ import torch
 from torch import nn
 
 import streammerge as sm
-from streammerge.budget import make_layout
-from streammerge.checkpoint import open_checkpoint
-from streammerge.execute import Pipeline
 from streammerge.inmemory.recipes import make_recipe
 from streammerge.methods import METHODS
-from streammerge.outputs.directory import DirectoryOutput
-from streammerge.planning import make_plan
 from tests.support.checkpoints import Tensors, like, random_tensors, read_checkpoint
 from tests.support.merging import assert_same_bits, refusal, write_all
 
@@ -40,17 +35,10 @@ def pool_for(method: str) -> Models:
 
 
 def on_disk(folder: Path, models: Models, method: str, parameters: dict[str, Any]) -> Tensors:
-    """The same merge of files, by the pipeline, into a folder."""
+    """The same recipe with the models as files."""
     paths = dict(zip(models, map(str, write_all(folder, list(models.values()))), strict=True))
     base, out = paths.pop("_pretrained_", None), folder / "out"
-    recipe = make_recipe(list(paths.values()), base, method, parameters, "auto")
-    checkpoints = [open_checkpoint(path) for path in recipe.inputs]
-    plan = make_plan(recipe, checkpoints, 2**40)
-    output = DirectoryOutput(out, [], overwrite=False)
-    output.check()
-    output.begin(plan)
-    report = Pipeline(plan, checkpoints, make_layout(plan, checkpoints, None), output).run()
-    output.publish({}, report.shards[-1].file)
+    sm.merge(make_recipe(list(paths.values()), base, method, parameters), out)
     return read_checkpoint(out)
 
 

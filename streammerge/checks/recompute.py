@@ -72,6 +72,7 @@ def _open_inputs(manifest: Manifest) -> tuple[list[Checkpoint], list[Finding]]:
             opened[reference] = open_checkpoint(
                 pinned.get(reference) or reference, HubAccess("stream")
             )
+            opened[reference].label = reference
         except StreammergeError as error:
             absolute = reference.startswith("/") or pinned.get(reference)
             hint = "" if absolute else " (paths count from where the merge ran)"

@@ -82,6 +82,7 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
     counts = Counter(the_plan.steps[tensor.step].action for tensor in the_plan.tensors)
     names = {"merge": "merged", "equal": "copied as equal", "copy": "copied from one model"}
     coverage = ", ".join(f"{n:,} {names[action]}" for action, n in counts.items())
+    sent = prepared.output.bytes_to_send(the_plan)
     table = grid("", "")
     table.show_header = False
     rows = {
@@ -90,7 +91,8 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
         f"{_dtypes([tensor.info for tensor in the_plan.tensors])}",
         "coverage": coverage,
         "traffic": f"{format_size(facts.bytes_read)} to read, "
-        f"{format_size(facts.bytes_written)} to write",
+        f"{format_size(facts.bytes_written)} to write"
+        + (f", {format_size(sent)} to send" if sent else ""),
         "download": f"{format_size(facts.bytes_downloaded)} into the cache, before the merge",
         "reading": facts.reading,
         "memory": f"{prepared.layout.describe()}; "
@@ -136,6 +138,7 @@ def plan_as_json(prepared: Prepared, facts: Forecast) -> None:
             "coefficients": {model.label: model.coefficient for model in the_plan.inputs},
             "parameters": the_plan.parameters,
             **asdict(facts),
+            "bytes_sent": prepared.output.bytes_to_send(the_plan),
             "layout": asdict(prepared.layout),
             "plan": the_plan.model_dump(mode="json"),
         }

@@ -75,7 +75,8 @@ class Task:
     def observe(self, inputs: Sequence[Tensor], workspace: Workspace, start: int) -> Iterator[Any]:
         """Yield what the measurement takes from each chunk of a stretch."""
         assert self.measured is not None
-        for _, arguments in self._blocks(inputs, workspace, start, everything=True):
+        every = 1 if self.rows else self.measured.every
+        for _, arguments in self._blocks(inputs, workspace, start, every, everything=True):
             tensors, base, place = (arguments[key] for key in ("tensors", "base", "place"))
             yield self.measured.observe(tensors, base, place)
 
@@ -84,16 +85,17 @@ class Task:
         inputs: Sequence[Tensor],
         workspace: Workspace,
         start: int,
+        every: int = 1,
         everything: bool = False,
     ) -> Iterator[tuple[slice, dict[str, Any]]]:
         """Yield each block's place in the stretch, and the arguments that the method sees."""
         numel = inputs[0].numel()
         for begin in range(0, numel, self.chunk):
             block = slice(begin, min(begin + self.chunk, numel))
-            size = block.stop - begin
+            parts = [tensor[block][::every] for tensor in inputs]
             copies = [
-                workspace.buffer(f"input {i}", self.compute, size).copy_(tensor[block])
-                for i, tensor in enumerate(inputs)
+                workspace.buffer(f"input {i}", self.compute, part.numel()).copy_(part)
+                for i, part in enumerate(parts)
             ]
             if self.rows:
                 copies = [copy.view(-1, self.unit) for copy in copies]
@@ -101,7 +103,7 @@ class Task:
                 "tensors": copies[:-1] if self.has_base else copies,
                 "base": copies[-1] if self.has_base else None,
                 "measured": self.measured,
-                "place": Place(self.name, self.shape, start + begin, size),
+                "place": Place(self.name, self.shape, start + begin, block.stop - begin),
             }
             yield block, available if everything else self.method.arguments(available)
 

@@ -16,13 +16,14 @@ from streammerge.errors import RecipeError
 from streammerge.methods import METHODS
 from streammerge.methods.weights import Weights, exact_weights
 from streammerge.plugins import UnknownNameError
-from streammerge.recipe.entries import Action, ModelEntry, ModuleEntry, Rule, SliceEntry, Tokenizer
+from streammerge.recipe.entries import Action, ModelEntry, ModuleEntry, Rule, SliceEntry
 from streammerge.recipe.places import Placed
 from streammerge.recipe.sections import Section, lay_out, merged_models
 from streammerge.recipe.settings import Many, Settings, Value
 from streammerge.recipe.treatment import WITHOUT_EFFECT, Treatments
 from streammerge.schedules import coefficients
 from streammerge.tensors import FLOAT_CODES
+from streammerge.tokenizers.wish import TokenizerWish
 
 DtypeName = Literal["float64", "float32", "float16", "bfloat16"]
 OutDtype = Literal["auto", "float64", "float32", "float16", "bfloat16"]
@@ -46,8 +47,8 @@ class Recipe(Placed):
         rules: other treatment for single tensors; the first that fits counts.
         schedule: coefficients for training checkpoints, oldest first, such as "ema:0.2".
         recipes: recipes that stand in for models, by what is written in place of the reference.
-        dtype: what inputs are rounded to before they are merged; None for not at all.
-        out_dtype: of merged tensors; "auto" for `dtype`, or else the first model's, by tensor.
+        dtype, out_dtype: of merged tensors; the latter counts where both are given, as in mergekit,
+            and without either each tensor keeps the first model's. Inputs are not rounded.
         compute_dtype: "float64" to compute in nothing narrower.
         skip: globs of tensor names to leave out.
         keep: globs of tensor names to take from the first input that has them.
@@ -74,14 +75,14 @@ class Recipe(Placed):
     recipes: dict[str, Recipe] = Field(default_factory=dict)
     dtype: DtypeName | None = None
     out_dtype: OutDtype = "auto"
-    compute_dtype: Literal["auto", "float32", "float64"] = "auto"
+    compute_dtype: Literal["auto", "float64"] = "auto"
     skip: Many[str] = ()
     keep: Many[str] = ()
     rows: Literal["min", "max", "base"] | None = None
     side_files_from: str | None = None
     plugins: Many[str] = ()
     seed: int = Field(default=0, ge=0, lt=2**64)
-    tokenizer: Tokenizer | None = None
+    tokenizer: TokenizerWish | None = None
     chat_template: str | None = None
 
     @model_validator(mode="after")
@@ -160,11 +161,6 @@ class Recipe(Placed):
         """The safetensors code of the output's dtype; None to keep the first model's."""
         chosen = self.dtype if self.out_dtype == "auto" else self.out_dtype
         return FLOAT_CODES[chosen] if chosen else None
-
-    @property
-    def input_dtype_code(self) -> str | None:
-        """The safetensors code that inputs are rounded to before they are merged, if any."""
-        return FLOAT_CODES[self.dtype] if self.dtype else None
 
     @property
     def notes(self) -> list[str]:
