@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from pathlib import Path
@@ -119,16 +120,15 @@ def test_a_run_that_refuses_nan_takes_over_no_shard_with_it(
     assert streammerge.verify(out).ok
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("shape", [(7,), (40, 30)], ids=str)
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_refuses_inputs_with_nan_by_name(
-    tmp_path: Path, method: str, shape: tuple[int, ...], bad: float
+    tmp_path: Path, method: str, shape: tuple[int, ...]
 ) -> None:
     """Some methods drop elements: what is dropped was looked at all the same."""
     made = [{"w.weight": t} for t in (torch.randn(4, *shape) / 32).bfloat16().unbind()]
     made = [{"w.weight": m["w.weight"].clone()} for m in made]
-    made[0]["w.weight"].view(-1)[-3] = bad
+    made[0]["w.weight"].view(-1)[-3] = math.nan
     paths = write_all(tmp_path, made)
     write_recipe(tmp_path / "recipe.yml", method, paths)
 
@@ -136,11 +136,9 @@ def test_every_method_refuses_inputs_with_nan_by_name(
         return streammerge.merge(tmp_path / "recipe.yml", tmp_path / "out", **options)
 
     refusal(merge, r"w\.weight in \S+m0 holds NaN or Inf")
-    try:
+    impossible = pytest.raises(MergeError, match=r"cannot decompose w\.weight")
+    with impossible if method in SPECTRAL and len(shape) == 2 else contextlib.nullcontext():
         assert by_folder(merge(allow_nonfinite=True).nonfinite_inputs) == {"m0": 1}
-    except MergeError as error:
-        assert method in SPECTRAL
-        assert "cannot decompose w.weight" in str(error)
 
 
 def write_recipe(path: Path, name: str, models: list[Path]) -> None:
