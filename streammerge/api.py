@@ -25,7 +25,7 @@ from streammerge.options import (
     RunOptions,
     TensorOptions,
 )
-from streammerge.outputs import Target
+from streammerge.outputs import Target, count_nonfinite
 from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
@@ -92,7 +92,9 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
     progress = options.get("progress", _no_progress)
     output.progress = progress
     try:
-        kept = output.begin(plan)
+        allowed = options.get("allow_nonfinite", False)
+        # A run that let NaN pass does not decide for one that refuses it.
+        kept = [s for s in output.begin(plan) if allowed or not (s.nonfinite or s.nonfinite_inputs)]
         needed = needed_downloads(plan, prepared.checkpoints, {shard.file for shard in kept})
         told = fetch(needed, options.get("download_progress", _no_progress))
         for shard in kept:
@@ -105,14 +107,13 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
             kept,
             io=io,
             device=chosen,
-            allow_nonfinite=options.get("allow_nonfinite", False),
+            allow_nonfinite=allowed,
             progress=progress,
         ).run()
         documents, last = make_documents(
             plan,
             prepared.checkpoints,
             report.shards,
-            report.nonfinite,
             options.get("command") or plan.recipe.command(output.label),
         )
         output.publish(documents, last)
@@ -120,12 +121,14 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
         if output.abandon():
             error.add_note("The finished shards are kept: the same command goes on after them.")
         raise
+    nonfinite, nonfinite_inputs = count_nonfinite(report.shards)
     return Result(
         out=output.place,
         shards=report.shards,
         parameters=plan.parameters,
         notes=[*plan.notes, *told],
-        nonfinite=dict(report.nonfinite),
+        nonfinite=nonfinite,
+        nonfinite_inputs=nonfinite_inputs,
         read_modes=dict(report.read_modes),
         kept=len(kept),
         seconds=report.seconds,

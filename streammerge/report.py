@@ -1,4 +1,4 @@
-"""What happened while a plan was executed, and what came of a merge."""
+"""What happened while a plan was executed, and what a user is told of it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ class Report:
         shards: the files, in the order of the plan.
         read_modes: how many input files were read in which way.
         bytes_read: bytes of tensor data read.
-        nonfinite: elements of the output that are NaN or infinite, by tensor.
         seconds: wall time.
     """
 
     shards: list[WrittenShard] = field(default_factory=list)
     read_modes: Counter[str] = field(default_factory=Counter)
     bytes_read: int = 0
-    nonfinite: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
 
@@ -37,7 +35,8 @@ class Result:
         shards: its weight files.
         parameters: number of elements.
         notes: what the user should know.
-        nonfinite: NaN and infinite elements by tensor, where they were allowed.
+        nonfinite, nonfinite_inputs: NaN and infinite elements by tensor, and those of each input by
+            its label, where they were allowed.
         read_modes: how many input files were read in which way.
         kept: how many shards an interrupted run had finished before.
         seconds: wall time of the merge proper.
@@ -50,6 +49,7 @@ class Result:
     parameters: int
     notes: list[str]
     nonfinite: dict[str, int]
+    nonfinite_inputs: dict[str, int]
     read_modes: dict[str, int]
     kept: int
     seconds: float

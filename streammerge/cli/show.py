@@ -165,6 +165,8 @@ def result(done: Result, facts: Forecast, known: Sequence[str]) -> None:
         console.print(f"  … and {len(done.shards) - _FEW} more in streammerge.json")
     if done.pushed is not None:
         pushed(done.pushed)
+    for label, count in sorted(done.nonfinite_inputs.items()):
+        console.print(f"  [yellow]{count:,} NaN or Inf[/] read from {escape(printable(label))}")
     for name, count in sorted(done.nonfinite.items()):
         console.print(f"  [yellow]{count:,} NaN or Inf[/] in {escape(printable(name))}")
     for note in done.notes:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streammerge.errors import MergeError, printable
 from streammerge.methods import Method
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.place import Place
@@ -107,7 +108,11 @@ class Task:
             yield block, available if everything else self.method.arguments(available)
 
     def whole(self, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Merge a whole tensor for a method that needs it whole; `inputs` are flat."""
+        """Merge a whole tensor for a method that needs it whole; `inputs` are flat.
+
+        Raises:
+            MergeError: a decomposition does not converge, as with NaN.
+        """
         shaped = [tensor.to(self.compute, copy=True).view(self.shape) for tensor in inputs]
         available = {
             "tensors": shaped[:-1] if self.has_base else shaped,
@@ -115,8 +120,14 @@ class Task:
             "measured": None,
             "place": Place(self.name, self.shape, 0, out.numel()),
         }
-        result: Tensor = self.method.function(**self.method.arguments(available), **self.parameters)
-        flat = result.reshape(-1)
+        try:
+            result = self.method.function(**self.method.arguments(available), **self.parameters)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise MergeError(
+                f"{self.method.name} cannot decompose {printable(self.name)}: {error}",
+                "Leave the tensor out with --skip, or take it from the first model with --keep.",
+            ) from error
+        flat: Tensor = result.reshape(-1)
         workspace = Workspace(out.device)
         for block in workspace.blocks(out.numel(), self.compute):
             _round(flat[block], out[block], workspace)
