@@ -242,6 +242,7 @@ def test_killed_at_changes_of_a_file(hub: Hub, merged: Merged, step: int) -> Non
         killed = killed_at(number, lambda: merge(merged))
         after_a_kill(hub, merged)
         if not killed:
+            print(f"killed at {-(-number // step)} changes")
             return
     pytest.fail("the merge never came to its end")
 
@@ -253,6 +254,7 @@ def test_killed_at_requests(hub: Hub, merged: Merged, step: int) -> None:
     while killed_at_request(hub, number, lambda: merge(merged)):
         after_a_kill(hub, merged)
         number += step
+    print(f"killed at {-(-number // step)} requests")
     assert number > 12, "a merge of three shards asks more than that"
 
 
