@@ -74,9 +74,9 @@ def open_checkpoint(reference: str | os.PathLike[str], hub: HubAccess | None = N
 def _open_model(found: Reference, access: HubAccess) -> Checkpoint:
     if not found.is_local:
         return _open_on_hub(found, access)
-    path = Path(found.path)
-    if path.is_dir():
+    if os.path.isdir(found.path):
         return SafetensorsCheckpoint(LocalStorage(found.path))
+    path = Path(found.path)
     return SafetensorsCheckpoint(LocalStorage(path.parent), path.name)
 
 

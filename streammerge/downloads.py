@@ -74,7 +74,7 @@ def check_space(downloads: Sequence[Download], out: Path, out_bytes: int) -> Non
 
 
 def _existing(path: Path) -> Path:
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
 
 
 def fetch(downloads: Sequence[Download], progress: DownloadProgress) -> list[str]:

@@ -27,7 +27,7 @@ __all__ = ["hub", "local_pair", "no_waiting", "pair", "trap", "xet_hub"]
 def _inputs_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
     """No merge of any test touches its inputs; see tests/support/untouched.py."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("changes_inputs") is None:
+        if request.node.get_closest_marker("unwatched") is None:
             watch(patch)
         yield
 

@@ -11,57 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import streammerge
 from streammerge.errors import OutputError
 from streammerge.outputs.directory import STAGING
 from streammerge.outputs.journal import Journal
 from streammerge.outputs.shardfile import DirectoryShard
-from tests.support.checkpoints import add_side_files, write_checkpoint
 from tests.support.crashes import killed_at
-from tests.support.merging import snapshot, write_all
+from tests.support.merging import snapshot
+from tests.support.sites import LAYOUTS, files, inputs, loadable, make_site, merge
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 if sys.version_info >= (3, 12):  # the child only merges and dies; it shares no lock with a thread
     pytestmark = [pytestmark, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
-
-SHAPES = {"a.weight": (300, 70), "b.weight": (301, 70), "c.weight": (302, 70), "d.bias": (9,)}
-SHARDS = {"max_shard_size": "45kB", "memory": "300MiB"}
-
-
-def inputs(folder: Path) -> list[str]:
-    tensors = [
-        {
-            name: torch.randn(shape, generator=torch.Generator().manual_seed(10 * seed + i)).half()
-            for i, (name, shape) in enumerate(SHAPES.items())
-        }
-        for seed in (1, 2)
-    ]
-    paths = write_all(folder, tensors)
-    for path in paths:
-        add_side_files(path)
-    return [str(path) for path in paths]
-
-
-def merge(models: list[str], out: Path, **options: Any) -> streammerge.Result:
-    return streammerge.average(models, out, **{**SHARDS, **options})
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file by its content, but for manifest and card, which name the command."""
-    different = {"streammerge.json", "README.md"}
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in different
-    }
-
-
-def loadable(out: Path) -> bool:
-    """Whether a loader would find weights in a folder."""
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    return bool(names & {"model.safetensors", "model.safetensors.index.json"})
 
 
 def fail_in_finish(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -153,15 +115,6 @@ def test_a_second_process_on_the_same_output_is_refused(tmp_path: Path) -> None:
     assert merge(models, out).kept == 0
 
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "one file": {"max_shard_size": "5GB"},
-    "shards": {},
-    "over an older output": {"overwrite": True},
-    "many shards": {"max_shard_size": "1kB"},
-    "many shards over an older output": {"max_shard_size": "1kB", "overwrite": True},
-}
-
-
 def crash_and_go_on(tmp_path: Path, layout: str, number: int) -> bool:
     """Kill a merge at one point and check what is left, and what a second run makes of it."""
     models = [str(tmp_path / "m0"), str(tmp_path / "m1")]
@@ -183,12 +136,7 @@ def crash_and_go_on(tmp_path: Path, layout: str, number: int) -> bool:
 
 @pytest.fixture
 def crash_site(tmp_path: Path) -> Path:
-    models = inputs(tmp_path)
-    write_checkpoint(tmp_path / "old", {"old.weight": torch.ones(4)}, shards=1)
-    add_side_files(tmp_path / "old")
-    for layout, options in LAYOUTS.items():
-        merge(models, tmp_path / f"whole {layout}", **options)
-    return tmp_path
+    return make_site(tmp_path)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

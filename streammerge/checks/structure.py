@@ -60,7 +60,7 @@ def check_structure(
 def _strays(storage: LocalStorage, manifest: Manifest) -> Iterator[Finding]:
     """Yield weights that are not of this output: some loaders would prefer them."""
     known = {shard.file for shard in manifest.shards} | set(manifest.files) | {MANIFEST}
-    if storage.path(STAGING).exists():
+    if os.path.lexists(storage.path(STAGING)):
         yield Finding(STAGING, "is left of a merge that did not end")
     for folder, folders, files in os.walk(storage.root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

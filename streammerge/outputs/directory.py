@@ -9,6 +9,7 @@ An older output stays whole until then.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -58,7 +59,7 @@ class DirectoryOutput:
         self._owns_staging = False
         self._is_published = False
         # A run that was killed after its last rename leaves a whole output with a staging folder.
-        self._may_be_published = self._staging.is_dir() and (out / MANIFEST).exists()
+        self._may_be_published = all(map(os.path.exists, (self._staging, out / MANIFEST)))
 
     def check(self) -> None:
         """Refuse a folder that is an input's, or whose content must not be replaced.
@@ -66,6 +67,9 @@ class DirectoryOutput:
         Raises:
             OutputError: with the reason and the remedy.
         """
+        self._attempt("look into", self._out, self._check)
+
+    def _check(self) -> None:
         if not is_unicode(self.label):
             raise OutputError(
                 f"the path {printable(self.label)} is not Unicode and cannot be recorded",
@@ -109,6 +113,9 @@ class DirectoryOutput:
         Raises:
             DiskSpaceError: with what is needed and what is free.
         """
+        self._attempt("look into", self._out, lambda: self._check_space(plan))
+
+    def _check_space(self, plan: Plan) -> None:
         if self._may_be_published and published(LocalStorage(self._out), plan):
             return
         folder = existing(self._out)
@@ -122,7 +129,8 @@ class DirectoryOutput:
 
     def space(self, plan: Plan) -> tuple[Path, int]:
         """Return the folder, and what is not written there yet."""
-        return self._out, plan.nbytes - _size_below(self._staging)
+        written = self._attempt("look into", self._out, lambda: _size_below(self._staging))
+        return self._out, plan.nbytes - written
 
     def bytes_to_send(self, plan: Plan) -> int:
         """Return 0: nothing leaves this machine."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from streammerge.errors import OutputError, listing, printable
 from streammerge.outputs import WrittenShard
-from streammerge.outputs.shardfile import replace_file
+from streammerge.outputs.shardfile import named, replace_file
 from streammerge.plan import Plan
 
 JOURNAL, LOCK = "journal.json", "lock"
@@ -65,8 +65,9 @@ class Journal:
             holder = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
             self.release()
             return holder
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        with named(self._folder / LOCK):
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         return ""
 
     def release(self) -> None:

@@ -6,13 +6,15 @@ folder holds the old output or the new one, or one that no loader takes, and not
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from streammerge.outputs.shardfile import replace_file
+from streammerge.outputs.shardfile import named, replace_file
 
 MOVES = "publishing.json"
 REPLACED = "replaced"
@@ -57,7 +59,8 @@ class Publication:
                 os.rename(self._out / source, self._out / target)
             sync_folders(self._folders(moves))
         except BaseException:
-            self.undo()
+            with contextlib.suppress(OSError):  # the list stays, and the next run undoes it
+                self.undo()
             raise
         (self._staging / MOVES).unlink()
         shutil.rmtree(self._staging)
@@ -112,13 +115,17 @@ def _rank(name: str) -> int:
 
 
 def sync_folders(paths: Iterable[Path]) -> None:
-    """Make the names in folders durable (a no-op where folders cannot be opened)."""
+    """Make the names in folders durable; a no-op where the system does that for files only."""
     for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY)
-        except OSError:
+        except PermissionError:  # Windows opens no folders
             continue
         try:
-            os.fsync(fd)
+            with named(path):
+                os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+                raise
         finally:
             os.close(fd)

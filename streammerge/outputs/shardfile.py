@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from streammerge.errors import OutputError
+from streammerge.errors import OutputError, printable
 from streammerge.storage import ALIGNMENT
 
 
@@ -73,16 +75,28 @@ def replace_file(path: Path, content: bytes) -> None:
         OSError: it could not be written; the old content is still there.
     """
     temporary = path.with_name(f"{path.name}.new")
-    with open(temporary, "wb") as file:
+    with named(temporary), open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put a path into errors of open files, in which the system says none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_error(what: str, path: Path, error: OSError) -> OutputError:
-    """Return the error for a failed change of an output."""
+    """Return the error for a failed change of an output, or of a file in it."""
     remedy = "Check the disk and the permissions, then run the same command again."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "Free some space or choose a folder on another disk, then run it again."
-    return OutputError(f"cannot {what} {path}: {error.strerror}", remedy)
+    file = os.fsdecode(error.filename or path)
+    where = "" if os.path.basename(file) in str(path) else f" ({printable(file)})"
+    return OutputError(f"cannot {what} {path}: {error.strerror}{where}", remedy)
