@@ -9,6 +9,7 @@ from streammerge.planning import make_plan
 from streammerge.recipe import Recipe
 from streammerge.slices import stack_up
 from streammerge.tokenizers import apply_chat_template, apply_tokenizer
+from streammerge.views.rows import with_rows
 
 Open = Callable[[str], Checkpoint]
 _NO_LIMIT = 2**63
@@ -36,8 +37,10 @@ def open_inputs(recipe: Recipe, open_checkpoint: Open) -> list[Checkpoint]:
         )
     opened = _with_tokenizer(recipe, opened, open_checkpoint)
     if recipe.sections:
-        return list(stack_up(recipe, opened))
-    return [opened[reference] for reference in recipe.inputs]
+        inputs: list[Checkpoint] = list(stack_up(recipe, opened))
+    else:
+        inputs = [opened[reference] for reference in recipe.inputs]
+    return inputs if recipe.rows is None else with_rows(inputs, recipe.rows, recipe.base or 0)
 
 
 def _with_tokenizer(

@@ -14,6 +14,7 @@ from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.configs import compare_configs
 from streammerge.coverage import Decision, cover
 from streammerge.errors import ParameterError, RecipeError
+from streammerge.extensions import load_entry_points
 from streammerge.methods import METHODS, Method
 from streammerge.methods.parameters import Resolved, resolve
 from streammerge.methods.weights import exact_weights
@@ -136,6 +137,8 @@ def find_method(name: str) -> Method:
         RecipeError: there is none.
     """
     try:
+        if name not in METHODS:
+            load_entry_points()
         return METHODS.get(name)
     except UnknownNameError as error:
         raise RecipeError(str(error.args[0]), "`streammerge methods` lists them.") from None

@@ -46,5 +46,8 @@ class Registry(Generic[T]):
             raise UnknownNameError(f"no {self._what} is called {name!r}{hint}")
         return found
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._items or name in self._aliases
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._items))

@@ -7,7 +7,7 @@ the tensor read and merged, and the last lets go of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,13 +34,19 @@ class Wholes:
         self._lock = threading.Lock()
 
     def take(
-        self, tensor: OutputTensor, step: Step, task: Task, first: int, numel: int
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """Return elements of the merged tensor; and, on the first call for it, its inputs."""
-        inputs = None
+        self,
+        tensor: OutputTensor,
+        step: Step,
+        task: Task,
+        first: int,
+        numel: int,
+        look_over: Callable[[Sequence[Tensor]], None],
+    ) -> Tensor:
+        """Return elements of the merged tensor; its inputs are looked over before it is merged."""
         with self._lock:  # the threads of BLAS work on one tensor at a time
             if tensor.name not in self._merged:
                 inputs = [self._read(model, tensor) for model in step.sources]
+                look_over(inputs)
                 out = torch.empty(tensor.info.numel, dtype=torch_dtype(tensor.dtype))
                 task.whole(inputs, out)
                 self._merged[tensor.name] = out
@@ -49,7 +55,7 @@ class Wholes:
             self._missing[tensor.name] -= numel
             if self._missing[tensor.name] == 0:
                 del self._merged[tensor.name]
-        return merged[first : first + numel], inputs
+        return merged[first : first + numel]
 
     def _read(self, model: int, tensor: OutputTensor) -> Tensor:
         checkpoint = self._checkpoints[model]

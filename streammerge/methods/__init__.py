@@ -42,6 +42,7 @@ class Method:
         name: in recipes.
         aliases: other names for it.
         function: computes a block.
+        sees: names of its positional arguments.
         parameters: by name.
         base: whether it works on differences to a base model.
         granularity: what a block must be, by the parameters: any elements, whole rows (what lies
@@ -61,6 +62,7 @@ class Method:
     name: str
     aliases: tuple[str, ...]
     function: Callable[..., Any]
+    sees: frozenset[str]
     parameters: Mapping[str, Parameter]
     base: Literal["none", "optional", "required"]
     granularity: Callable[[Mapping[str, Any]], Granularity]
@@ -85,8 +87,7 @@ class Method:
 
     def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the positional arguments that the function asks for."""
-        wanted = inspect.signature(self.function).parameters
-        return {name: value for name, value in available.items() if name in wanted}
+        return {name: value for name, value in available.items() if name in self.sees}
 
 
 METHODS: Registry[Method] = Registry("merge method")
@@ -120,6 +121,7 @@ def merge_method(
             name=name,
             aliases=aliases,
             function=function,
+            sees=frozenset(n for n, a in arguments.items() if a.kind is not a.KEYWORD_ONLY),
             parameters=read_parameters(function),
             base="none" if base is None else "optional" if optional else "required",
             granularity=granularity if callable(granularity) else lambda _: granularity,
@@ -138,4 +140,18 @@ def merge_method(
     return register
 
 
-from streammerge.methods import averages, slerp, spectral, spheres, task_vectors  # noqa: E402, F401  register themselves
+from streammerge.methods import (  # noqa: E402  they register themselves
+    averages,  # noqa: F401
+    breadcrumbs,  # noqa: F401
+    dare,  # noqa: F401
+    della,  # noqa: F401
+    passthrough,  # noqa: F401
+    ram,  # noqa: F401
+    sce,  # noqa: F401
+    selective,  # noqa: F401
+    slerp,  # noqa: F401
+    spectral,  # noqa: F401
+    spheres,  # noqa: F401
+    task_vectors,  # noqa: F401
+    ties,  # noqa: F401
+)

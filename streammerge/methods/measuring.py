@@ -28,6 +28,14 @@ CHUNK = 64 * 1024
 class Measurement(Protocol):
     """A measurement of one tensor, in one or more rounds over all of its chunks."""
 
+    @property
+    def every(self) -> int:
+        """How far apart the elements lie that this round needs; 1 for all of them.
+
+        Where a method takes any elements, a chunk then holds every so many-th of its elements
+        only, and its place still tells all of them.
+        """
+
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what one chunk contributes; called by several threads, so nothing may change.
 
@@ -56,6 +64,8 @@ class Sums:
     Attributes:
         values: the sums; one fp64 for each number.
     """
+
+    every = 1
 
     def __init__(
         self, terms: Callable[[Sequence[Tensor], Tensor | None, Place], Sequence[float]]
@@ -114,116 +124,20 @@ class Gram(Sums):
 
 def _products(vectors: Sequence[Tensor]) -> list[float]:
     wide = [vector.double() for vector in vectors]
-    products = [(a * b).sum().item() for i, a in enumerate(wide) for b in wide[i:]]
-    if not all(math.isfinite(product) for product in products):
-        # NaN and Inf are let through by the user's wish: they count as nothing here.
-        clean = [vector.nan_to_num(0.0, 0.0, 0.0) for vector in wide]
-        products = [(a * b).sum().item() for i, a in enumerate(clean) for b in clean[i:]]
-    return products
+    return [finite_sum(a * b) for i, a in enumerate(wide) for b in wide[i:]]
 
 
-_DIGIT = 16  # bits of a magnitude that a round decides
+def finite_sum(values: Tensor) -> float:
+    """Return the sum of fp64 numbers of a chunk; those that are NaN or Inf count as nothing.
 
-
-class Ranks:
-    """Exact order statistics of magnitudes: the k-th largest |x|, by a radix select.
-
-    The bits of a float without its sign grow with its magnitude. Each round counts 16 of them, from
-    the highest, for the elements that agree with what the rounds before have found: two rounds for
-    fp32, four for fp64, and no sort.
-
-    Args:
-        vectors: makes the vectors of a chunk from its tensors and base.
-        wanted: pairs of a vector's index and a rank, 1 for the largest.
-
-    Attributes:
-        values: the magnitudes found, one for each pair; inf for a rank below 1.
+    The bits depend on neither the processor nor the number of threads.
     """
-
-    def __init__(
-        self,
-        vectors: Callable[[Sequence[Tensor], Tensor | None], Sequence[Tensor]],
-        wanted: Sequence[tuple[int, int]],
-    ) -> None:
-        self._vectors, self._wanted = vectors, list(wanted)
-        self._ranks = [rank for _, rank in wanted]
-        self._prefixes = [0] * len(wanted)
-        self._known = 0  # bits that are decided
-        self._bits = 0  # bits of a magnitude; 0 until the first chunk is seen
-        self._counts: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self.values: list[float] = [math.inf] * len(wanted)
-
-    def observe(
-        self, tensors: Sequence[Tensor], base: Tensor | None, place: Place
-    ) -> tuple[int, dict[tuple[int, int], NDArray[np.int64]]]:
-        """Return the counts of the next digit, for each vector and prefix that is looked for."""
-        vectors = self._vectors(tensors, base)
-        bits = 8 * vectors[0].element_size() - 1
-        shift, width = _digit(bits, self._known)
-        counts = {}
-        for vector, prefix in dict.fromkeys(self._sought()):
-            keys = _magnitude_bits(vectors[vector])
-            if self._known:
-                keys = keys[keys >> (bits - self._known) == prefix]
-            digits = (keys >> shift) & ((1 << width) - 1)
-            counts[vector, prefix] = np.bincount(digits, minlength=1 << width)
-        return bits, counts
-
-    def _sought(self) -> list[tuple[int, int]]:
-        return [
-            (vector, prefix)
-            for (vector, rank), prefix in zip(self._wanted, self._prefixes, strict=True)
-            if rank >= 1
-        ]
-
-    def add(self, part: tuple[int, dict[tuple[int, int], NDArray[np.int64]]]) -> None:
-        """Add the counts of a chunk."""
-        self._bits, counts = part
-        for key, count in counts.items():
-            if key in self._counts:
-                self._counts[key] += count
-            else:
-                self._counts[key] = count
-
-    def another_round(self) -> bool:
-        """Find the digit of each wanted magnitude; go on until all bits are known."""
-        if not self._counts:  # an empty tensor, or nothing wanted
-            return False
-        _, width = _digit(self._bits, self._known)
-        for index, (vector, rank) in enumerate(self._wanted):
-            if rank < 1:
-                continue
-            counts = self._counts[vector, self._prefixes[index]]
-            above = np.cumsum(counts[::-1])
-            place = int(np.searchsorted(above, self._ranks[index]))
-            place = min(place, len(counts) - 1)
-            self._ranks[index] -= int(above[place] - counts[::-1][place])
-            self._prefixes[index] = (self._prefixes[index] << width) | (len(counts) - 1 - place)
-        self._counts = {}
-        self._known += width
-        if self._known < self._bits:
-            return True
-        kind: type[np.floating[Any]] = np.float32 if self._bits == 31 else np.float64
-        integers = np.array(self._prefixes, np.uint32 if self._bits == 31 else np.uint64)
-        self.values = [
-            float(value) if rank >= 1 else math.inf
-            for value, (_, rank) in zip(integers.view(kind), self._wanted, strict=True)
-        ]
-        return False
-
-
-def _digit(bits: int, known: int) -> tuple[int, int]:
-    """Return shift and width of the digit after the `known` highest bits."""
-    width = min(_DIGIT, bits - known)
-    return bits - known - width, width
-
-
-def _magnitude_bits(tensor: Tensor) -> NDArray[np.signedinteger[Any]]:
-    import torch
-
-    integer = torch.int32 if tensor.dtype is torch.float32 else torch.int64
-    array: NDArray[np.signedinteger[Any]] = tensor.reshape(-1).view(integer).numpy()
-    return array & np.array(np.iinfo(array.dtype).max, array.dtype)
+    array = values.reshape(-1).numpy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = float(array.sum())
+        if not math.isfinite(total):
+            total = float(np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0).sum())
+    return total
 
 
 class InTurn:
@@ -242,6 +156,11 @@ class InTurn:
     ) -> None:
         self._now, self._makes = first, list(makes)
         self.done: list[Measurement] = []
+
+    @property
+    def every(self) -> int:
+        """What the present one needs."""
+        return self._now.every
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what the present one wants of a chunk."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streammerge.errors import MergeError, printable
 from streammerge.methods import Method
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.place import Place
@@ -74,7 +75,8 @@ class Task:
     def observe(self, inputs: Sequence[Tensor], workspace: Workspace, start: int) -> Iterator[Any]:
         """Yield what the measurement takes from each chunk of a stretch."""
         assert self.measured is not None
-        for _, arguments in self._blocks(inputs, workspace, start, everything=True):
+        every = 1 if self.rows else self.measured.every
+        for _, arguments in self._blocks(inputs, workspace, start, every, everything=True):
             tensors, base, place = (arguments[key] for key in ("tensors", "base", "place"))
             yield self.measured.observe(tensors, base, place)
 
@@ -83,16 +85,17 @@ class Task:
         inputs: Sequence[Tensor],
         workspace: Workspace,
         start: int,
+        every: int = 1,
         everything: bool = False,
     ) -> Iterator[tuple[slice, dict[str, Any]]]:
         """Yield each block's place in the stretch, and the arguments that the method sees."""
         numel = inputs[0].numel()
         for begin in range(0, numel, self.chunk):
             block = slice(begin, min(begin + self.chunk, numel))
-            size = block.stop - begin
+            parts = [tensor[block][::every] for tensor in inputs]
             copies = [
-                workspace.buffer(f"input {i}", self.compute, size).copy_(tensor[block])
-                for i, tensor in enumerate(inputs)
+                workspace.buffer(f"input {i}", self.compute, part.numel()).copy_(part)
+                for i, part in enumerate(parts)
             ]
             if self.rows:
                 copies = [copy.view(-1, self.unit) for copy in copies]
@@ -100,12 +103,16 @@ class Task:
                 "tensors": copies[:-1] if self.has_base else copies,
                 "base": copies[-1] if self.has_base else None,
                 "measured": self.measured,
-                "place": Place(self.name, self.shape, start + begin, size),
+                "place": Place(self.name, self.shape, start + begin, block.stop - begin),
             }
             yield block, available if everything else self.method.arguments(available)
 
     def whole(self, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Merge a whole tensor for a method that needs it whole; `inputs` are flat."""
+        """Merge a whole tensor for a method that needs it whole; `inputs` are flat.
+
+        Raises:
+            MergeError: a decomposition does not converge, as with NaN.
+        """
         shaped = [tensor.to(self.compute, copy=True).view(self.shape) for tensor in inputs]
         available = {
             "tensors": shaped[:-1] if self.has_base else shaped,
@@ -113,8 +120,14 @@ class Task:
             "measured": None,
             "place": Place(self.name, self.shape, 0, out.numel()),
         }
-        result: Tensor = self.method.function(**self.method.arguments(available), **self.parameters)
-        flat = result.reshape(-1)
+        try:
+            result = self.method.function(**self.method.arguments(available), **self.parameters)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise MergeError(
+                f"{self.method.name} cannot decompose {printable(self.name)}: {error}",
+                "Leave the tensor out with --skip, or take it from the first model with --keep.",
+            ) from error
+        flat: Tensor = result.reshape(-1)
         workspace = Workspace(out.device)
         for block in workspace.blocks(out.numel(), self.compute):
             _round(flat[block], out[block], workspace)

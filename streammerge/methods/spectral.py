@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from streammerge.methods import merge_method
+from streammerge.methods.combining import task_vectors
 from streammerge.methods.parameters import Alias, Bounds, Lambda
-from streammerge.methods.task_vectors import task_vectors
 
 if TYPE_CHECKING:
     from torch import Tensor

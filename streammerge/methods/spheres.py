@@ -40,12 +40,7 @@ def _multislerp(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
     inner = gram * np.outer(unit, unit)
     length = math.sqrt(max(0.0, float(weights @ inner @ weights)))
     if length < eps:
-        if len(weights) == 2:
-            return list(map(float, weights))
-        raise MergeError(
-            "the weighted sum of the directions is zero, so multislerp has no mean",
-            "Give other weights, or another method.",
-        )
+        return list(map(float, weights))
     mean = weights / length
     tangent = weights - (weights @ inner @ mean) * mean
     angle = math.sqrt(max(0.0, float(tangent @ inner @ tangent))) + eps
@@ -77,7 +72,7 @@ def multislerp(
     """Barycentre on the sphere of several models, or of task vectors if there is a base model.
 
     The weighted mean of the directions, moved along the tangent there, and given the weighted mean
-    of the lengths. Two vectors whose directions cancel are interpolated linearly.
+    of the lengths. Where the directions cancel (scalars of both signs do), the linear mean.
 
     Args:
         tensors, base: blocks of the models and of the base model.
@@ -85,9 +80,6 @@ def multislerp(
         weight: of each model.
         normalize_weights: divide the weights by their sum.
         eps: what counts as no length.
-
-    Raises:
-        MergeError: the directions of more than two cancel.
     """
     return measured.apply(tensors, base)
 

@@ -28,8 +28,10 @@ KEYS = (
     "compute_dtype",
     "skip",
     "keep",
+    "rows",
     "side_files_from",
     "seed",
+    "plugins",
 )
 _OPTION = "It is an option of mergekit's command line, not needed here; remove it."
 HINTS = {

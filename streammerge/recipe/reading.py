@@ -171,14 +171,14 @@ def _placed(node: Node, error: RecipeError) -> RecipeError:
 
 def _plain(entries: Entries) -> dict[str, Any]:
     """Return the fields that are texts, numbers and lists of texts."""
-    fields: dict[str, Any] = {
-        key: read_texts(entries, key) for key in ("layers", "skip", "keep") if key in entries
-    }
+    fields: dict[str, Any] = {key: read_texts(entries, key) for key in _TEXTS if key in entries}
     if "before_layers" in entries:
         fields["before_layers"] = read_texts(entries, "before_layers")
     for key in ("dtype", "out_dtype", "compute_dtype"):
         if key in entries:
             fields[key] = _dtype(entries[key], ("float64",) if key == "compute_dtype" else _DTYPES)
+    if "rows" in entries:
+        fields["rows"] = entries["rows"].text()
     if "chat_template" in entries:
         fields["chat_template"] = entries["chat_template"].text()
     if "seed" in entries:
@@ -190,6 +190,7 @@ def _plain(entries: Entries) -> dict[str, Any]:
     return fields
 
 
+_TEXTS = ("layers", "skip", "keep", "plugins")
 _DTYPES = get_args(DtypeName)
 
 

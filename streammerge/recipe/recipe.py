@@ -28,7 +28,7 @@ from streammerge.tokenizers.wish import TokenizerWish
 DtypeName = Literal["float64", "float32", "float16", "bfloat16"]
 OutDtype = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 _EXACT = 2**53
-_AVERAGE_OPTIONS = {"models", "schedule", "out_dtype", "skip", "keep", "side_files_from"}
+_AVERAGE_OPTIONS = {"models", "schedule", "out_dtype", "skip", "keep", "rows", "side_files_from"}
 
 
 class Recipe(Placed):
@@ -52,8 +52,11 @@ class Recipe(Placed):
         compute_dtype: "float64" to compute in nothing narrower.
         skip: globs of tensor names to leave out.
         keep: globs of tensor names to take from the first input that has them.
+        rows: how many rows tensors with a row for each token get, where models differ in that:
+            those that all have, all, or the base's (the first model's); None to refuse.
         side_files_from: the model whose config and tokenizer are taken; None for the base model,
             or the first where there is none.
+        plugins: Python files that register the methods used here; they are run.
         seed: of methods that draw random numbers.
         tokenizer: the output's, and embeddings of single tokens; None for that of the config.
         chat_template: "auto", the name of a known one, or Jinja; None for the tokenizer's own.
@@ -75,7 +78,9 @@ class Recipe(Placed):
     compute_dtype: Literal["auto", "float64"] = "auto"
     skip: Many[str] = ()
     keep: Many[str] = ()
+    rows: Literal["min", "max", "base"] | None = None
     side_files_from: str | None = None
+    plugins: Many[str] = ()
     seed: int = Field(default=0, ge=0, lt=2**64)
     tokenizer: TokenizerWish | None = None
     chat_template: str | None = None
@@ -89,6 +94,8 @@ class Recipe(Placed):
             object.__setattr__(self, "models", positions)
         if not self.models or (positions and positions != self.models):
             raise ValueError("a recipe has either models, slices or modules")
+        if self.rows is not None and self.tokenizer is not None:
+            raise ValueError("rows and a tokenizer do not go together: the latter says which rows")
         if any(rule.weights and len(rule.weights) != len(self.models) for rule in self.rules):
             raise ValueError("a rule's weights are one for each model")
         if any(rule.model and rule.model not in self.inputs for rule in self.rules):
@@ -246,5 +253,6 @@ class Recipe(Placed):
         words += ["--dtype", self.out_dtype] if self.out_dtype != "auto" else []
         words += [word for glob in self.skip for word in ("--skip", glob)]
         words += [word for glob in self.keep for word in ("--keep", glob)]
+        words += ["--rows", self.rows] if self.rows is not None else []
         chosen = self.side_files_from
         return words + (["--side-files-from", chosen] if chosen is not None else [])

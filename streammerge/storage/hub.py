@@ -189,7 +189,7 @@ class HubStorage:
     def open(self, path: str, mode: IoMode) -> RangeReader:
         """Open a file in the cache, downloaded and checked by now, or a stream of it."""
         self.identity(path)
-        if (job := self.pending(path)) is not None:
+        if mode != "sample" and (job := self.pending(path)) is not None:
             job.run()
         found = self._download(path).find()
         if found is not None:

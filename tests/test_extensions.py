@@ -1,0 +1,96 @@
+"""Methods that users bring: from Python, from a file that a recipe names, never from an output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import streammerge
+from streammerge.errors import RecipeError
+from streammerge.methods import METHODS
+
+PLUGIN = '''
+from collections.abc import Sequence
+import torch
+from torch import Tensor
+from streammerge import merge_method
+
+@merge_method("{name}")
+def largest(tensors: Sequence[Tensor], *, scale: float = 1.0) -> Tensor:
+    """The element of largest magnitude, scaled."""
+    stacked = torch.stack(list(tensors))
+    return stacked.gather(0, stacked.abs().argmax(0, keepdim=True))[0] * scale
+'''
+
+
+def models(folder: Path) -> list[str]:
+    paths = []
+    for number in range(2):
+        torch.manual_seed(number)
+        path = folder / f"m{number}"
+        path.mkdir()
+        save_file({"w": torch.randn(40, 50)}, path / "model.safetensors", {"format": "pt"})
+        paths.append(str(path))
+    return paths
+
+
+def recipe(folder: Path, method: str, plugin: Path | None) -> Path:
+    lines = [f"merge_method: {method}", "parameters: {scale: 2}", "models:"]
+    lines += [f"  - model: {path}" for path in models(folder)]
+    lines += [f"plugins: [{plugin}]"] if plugin else []
+    path = folder / "recipe.yml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_recipe_names_a_file_with_a_method(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN.format(name="largest_of_test"))
+    out = tmp_path / "out"
+    streammerge.merge(recipe(tmp_path, "largest_of_test", plugin), out)
+    a, b = (load_file(tmp_path / f"m{n}" / "model.safetensors")["w"] for n in range(2))
+    expected = torch.where(b.abs() > a.abs(), b, a) * 2
+    assert torch.equal(load_file(out / "model.safetensors")["w"], expected)
+    assert METHODS.get("largest_of_test").summary == "The element of largest magnitude, scaled."
+
+
+def test_a_method_of_the_users_own_works_in_memory() -> None:
+    @streammerge.merge_method("first_of_test", models=(2, 2))
+    def first(tensors: list[torch.Tensor], *, unused: bool = False) -> torch.Tensor:
+        """The first."""
+        return tensors[0]
+
+    a, b = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    merged = streammerge.merge_modules({"a": a, "b": b}, method="first_of_test")
+    assert torch.equal(merged.weight, a.weight)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [(None, "no plug-in at"), ("1 / 0", "ZeroDivisionError"), ("x = 1", "no merge method")],
+    ids=["missing", "raising", "without the method"],
+)
+def test_a_plugin_that_does_not_work_is_refused(
+    tmp_path: Path, text: str | None, pattern: str
+) -> None:
+    plugin = tmp_path / "mine.py"
+    if text is not None:
+        plugin.write_text(text)
+    with pytest.raises(RecipeError, match=pattern):
+        streammerge.merge(recipe(tmp_path, "nowhere_of_test", plugin), tmp_path / "out")
+
+
+def test_verifying_never_runs_a_file_that_an_output_names(tmp_path: Path) -> None:
+    plugin, ran = tmp_path / "mine.py", tmp_path / "ran"
+    code = (
+        PLUGIN.format(name="verified_of_test")
+        + f"\nwith open({str(ran)!r}, 'a') as file:\n    file.write('x')\n"
+    )
+    plugin.write_text(code)
+    streammerge.merge(recipe(tmp_path, "verified_of_test", plugin), tmp_path / "out")
+    assert ran.read_text() == "x"
+    streammerge.verify(tmp_path / "out", recompute="all")
+    assert ran.read_text() == "x"
