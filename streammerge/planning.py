@@ -158,10 +158,11 @@ def _base(method: Method, treatment: Treatment) -> int | None:
 def _check_count(method: Method, count: int) -> None:
     least, most = method.models
     if count < least or (most is not None and count > most):
-        wanted = f"{least}" if least == most else f"{least} to {most}" if most else f"{least}"
+        wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        wanted = f"{least}" if least == most else wanted
+        noun = "model" if wanted == "1" else "models"
         beside = " besides the base model" if method.base != "none" else ""
-        more = "" if most else " or more"
-        raise RecipeError(f"{method.name} takes {wanted}{more} models{beside}, not {count}")
+        raise RecipeError(f"{method.name} takes {wanted} {noun}{beside}, not {count}")
 
 
 def _without_zeros(models: list[int], parameters: Resolved) -> tuple[list[int], Resolved]:
