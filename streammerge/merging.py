@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streammerge.errors import NonFiniteError, TensorsDifferError, printable
+from streammerge.equality import require_equal
+from streammerge.errors import NonFiniteError, printable
 from streammerge.lanes import Lane
 from streammerge.measuring import Measurements
 from streammerge.methods.running import Task
@@ -65,7 +66,8 @@ class Merger:
             self._merge(piece, inputs, out, lane)
             return
         if piece.step.action == "equal":
-            self._require_equal(piece, inputs)
+            labels = [self._labels[model] for model in piece.step.sources]
+            require_equal(piece.tensor, inputs, labels)
         out.view(torch.uint8).copy_(inputs[0].view(torch.uint8))
 
     def measure(
@@ -92,28 +94,22 @@ class Merger:
         if piece.step.granularity == "tensor":
             self._take_from_whole(piece, task, out)
             return
-        lane.run(task, inputs, out, piece.read_first, piece.first)
+        if piece.step.granularity == "row":
+            # Devices have sines and sums of rows of their own: the bits are to be those of a CPU.
+            task(inputs, out, Workspace(torch.device("cpu")), piece.read_first, piece.first)
+        else:
+            lane.run(task, inputs, out, piece.read_first, piece.first)
         if not all_finite(out):
             self._examine(piece, task, inputs, out)
 
     def _take_from_whole(self, piece: Piece, task: Task, out: Tensor) -> None:
-        part, inputs = self._wholes.take(piece.tensor, piece.step, task, piece.first, piece.numel)
-        if inputs is not None and not self._allow_nonfinite:
-            self._refuse_nonfinite_inputs(piece, inputs)
-        out.copy_(part)
+        def check(model: int, first: int, stretch: Tensor) -> None:
+            if not self._allow_nonfinite and not all_finite(stretch):
+                self._refuse_nonfinite(piece, stretch, model, first)
+
+        out.copy_(self._wholes.take(piece, task, check))
         if not all_finite(out):
             self._count_nonfinite(piece, out)
-
-    def _require_equal(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
-        for tensor, source in zip(inputs[1:], piece.sources[1:], strict=True):
-            if not torch.equal(inputs[0].view(torch.uint8), tensor.view(torch.uint8)):
-                raise TensorsDifferError(
-                    f"the {piece.tensor.dtype} tensor {printable(piece.tensor.name)} differs "
-                    f"between {self._labels[piece.sources[0].model]} and "
-                    f"{self._labels[source.model]}: integers have no average",
-                    f"Take it from the first model with --keep '{piece.tensor.name}', or leave it "
-                    f"out with --skip '{piece.tensor.name}'.",
-                )
 
     def _examine(self, piece: Piece, task: Task, inputs: Sequence[Tensor], out: Tensor) -> None:
         """Merge a piece again where something is not finite, and say where that came from.
@@ -142,14 +138,17 @@ class Merger:
 
     def _refuse_nonfinite_inputs(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
         for tensor, model in zip(inputs, piece.step.sources, strict=True):
-            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-            if bad:
-                raise NonFiniteError(
-                    f"{printable(piece.tensor.name)} in {self._labels[model]} holds NaN or "
-                    f"Inf ({bad} elements near number {piece.first:,})",
-                    "A diverged training run leaves such values: check that model; or pass them on "
-                    "with --allow-nonfinite.",
-                )
+            self._refuse_nonfinite(piece, tensor, model, piece.first)
+
+    def _refuse_nonfinite(self, piece: Piece, tensor: Tensor, model: int, first: int) -> None:
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            raise NonFiniteError(
+                f"{printable(piece.tensor.name)} in {self._labels[model]} holds NaN or "
+                f"Inf ({bad} elements near number {first:,})",
+                "A diverged training run leaves such values: check that model; or pass them on "
+                "with --allow-nonfinite.",
+            )
 
 
 def _inputs(piece: Piece, views: Sequence[Sequence[memoryview]]) -> list[Tensor]:

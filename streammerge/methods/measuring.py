@@ -26,7 +26,14 @@ CHUNK = 64 * 1024
 
 
 class Measurement(Protocol):
-    """A measurement of one tensor, in one or more rounds over all of its chunks."""
+    """A measurement of one tensor, in one or more rounds over all of its chunks.
+
+    Attributes:
+        wide: chunks are to come in fp64, whatever the method computes in.
+    """
+
+    @property
+    def wide(self) -> bool: ...
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what one chunk contributes; called by several threads, so nothing may change.
@@ -56,6 +63,8 @@ class Sums:
     Attributes:
         values: the sums; one fp64 for each number.
     """
+
+    wide = False
 
     def __init__(
         self, terms: Callable[[Sequence[Tensor], Tensor | None, Place], Sequence[float]]
@@ -88,40 +97,6 @@ def _exact_sum(values: Sequence[float]) -> float:
         return math.nan
 
 
-class Gram(Sums):
-    """The inner products of all pairs of vectors, in fp64.
-
-    Args:
-        vectors: makes the vectors of a chunk from its tensors and base.
-
-    Attributes:
-        matrix: symmetric, one row for each vector; after the round.
-    """
-
-    def __init__(
-        self, vectors: Callable[[Sequence[Tensor], Tensor | None], Sequence[Tensor]]
-    ) -> None:
-        super().__init__(lambda tensors, base, place: _products(vectors(tensors, base)))
-
-    @property
-    def matrix(self) -> NDArray[np.float64]:
-        """The products as a symmetric matrix."""
-        count = (math.isqrt(8 * len(self.values) + 1) - 1) // 2
-        matrix = np.zeros((count, count))
-        matrix[np.triu_indices(count)] = self.values
-        return np.triu(matrix) + np.triu(matrix, 1).T
-
-
-def _products(vectors: Sequence[Tensor]) -> list[float]:
-    wide = [vector.double() for vector in vectors]
-    products = [(a * b).sum().item() for i, a in enumerate(wide) for b in wide[i:]]
-    if not all(math.isfinite(product) for product in products):
-        # NaN and Inf are let through by the user's wish: they count as nothing here.
-        clean = [vector.nan_to_num(0.0, 0.0, 0.0) for vector in wide]
-        products = [(a * b).sum().item() for i, a in enumerate(clean) for b in clean[i:]]
-    return products
-
-
 _DIGIT = 16  # bits of a magnitude that a round decides
 
 
@@ -139,6 +114,8 @@ class Ranks:
     Attributes:
         values: the magnitudes found, one for each pair; inf for a rank below 1.
     """
+
+    wide = False
 
     def __init__(
         self,
@@ -242,6 +219,11 @@ class InTurn:
     ) -> None:
         self._now, self._makes = first, list(makes)
         self.done: list[Measurement] = []
+
+    @property
+    def wide(self) -> bool:
+        """What the present one wants."""
+        return self._now.wide
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what the present one wants of a chunk."""
