@@ -42,6 +42,7 @@ class Method:
         name: in recipes.
         aliases: other names for it.
         function: computes a block.
+        sees: the names of its positional arguments.
         parameters: by name.
         base: whether it works on differences to a base model.
         granularity: what a block must be: any elements, whole rows (a row is what lies behind the
@@ -61,6 +62,7 @@ class Method:
     name: str
     aliases: tuple[str, ...]
     function: Callable[..., Any]
+    sees: frozenset[str]
     parameters: Mapping[str, Parameter]
     base: Literal["none", "optional", "required"]
     granularity: Granularity
@@ -90,8 +92,7 @@ class Method:
 
     def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the positional arguments that the function asks for."""
-        wanted = inspect.signature(self.function).parameters
-        return {name: value for name, value in available.items() if name in wanted}
+        return {name: value for name, value in available.items() if name in self.sees}
 
 
 METHODS: Registry[Method] = Registry("merge method")
@@ -120,13 +121,15 @@ def merge_method(
 
     def register(function: _F) -> _F:
         arguments = inspect.signature(function).parameters
+        parameters = read_parameters(function)
         base = arguments.get("base")
         optional = base is not None and "None" in str(base.annotation)
         method = Method(
             name=name,
             aliases=aliases,
             function=function,
-            parameters=read_parameters(function),
+            sees=frozenset(arguments) - parameters.keys(),
+            parameters=parameters,
             base="none" if base is None else "optional" if optional else "required",
             granularity=granularity,
             measure=measure,
