@@ -115,14 +115,15 @@ def merge_method(
 
     def register(function: _F) -> _F:
         arguments = inspect.signature(function).parameters
+        parameters = read_parameters(function)
         base = arguments.get("base")
         optional = base is not None and "None" in str(base.annotation)
         method = Method(
             name=name,
             aliases=aliases,
             function=function,
-            sees=frozenset(n for n, a in arguments.items() if a.kind is not a.KEYWORD_ONLY),
-            parameters=read_parameters(function),
+            sees=frozenset(arguments) - parameters.keys(),
+            parameters=parameters,
             base="none" if base is None else "optional" if optional else "required",
             granularity=granularity if callable(granularity) else lambda _: granularity,
             measure=measure,

@@ -66,10 +66,11 @@ class Task:
             return
         for block, arguments in self._blocks(inputs, workspace, start):
             result: Tensor = self.method.function(**arguments, **self.parameters)
-            low = max(start + block.start, first)
-            high = min(start + block.stop, first + out.numel())
+            begin, end = start + block.start, start + block.stop
+            low, high = max(begin, first), min(end, first + out.numel())
             if low < high:
-                wanted = result.view(-1)[low - start - block.start : high - start - block.start]
+                flat = result.view(-1)
+                wanted = flat if (low, high) == (begin, end) else flat[low - begin : high - begin]
                 _round(wanted, out[low - first : high - first], workspace)
 
     def observe(self, inputs: Sequence[Tensor], workspace: Workspace, start: int) -> Iterator[Any]:
@@ -89,10 +90,10 @@ class Task:
         everything: bool = False,
     ) -> Iterator[tuple[slice, dict[str, Any]]]:
         """Yield each block's place in the stretch, and the arguments that the method sees."""
-        numel = inputs[0].numel()
-        for begin in range(0, numel, self.chunk):
-            block = slice(begin, min(begin + self.chunk, numel))
-            parts = [tensor[block][::every] for tensor in inputs]
+        numel, chunk = inputs[0].numel(), self.chunk * every
+        for begin in range(0, numel, chunk):
+            block = slice(begin, min(begin + chunk, numel))
+            parts = [tensor[begin : block.stop : every] for tensor in inputs]
             copies = [
                 workspace.buffer(f"input {i}", self.compute, part.numel()).copy_(part)
                 for i, part in enumerate(parts)
