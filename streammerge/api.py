@@ -96,8 +96,7 @@ def prepare_average(
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
     dtypes = [{t.name: t.dtype for t in c.tensors.values()} for c in checkpoints]
-    streaming = download == "stream" and any(c.pinned for c in checkpoints)
-    layout = make_layout(plan, dtypes, budget, streaming)
+    layout = make_layout(plan, dtypes, budget, any(c.pinned for c in checkpoints))
     output.check_space(plan)
     check_space(needed_downloads(plan, checkpoints), *output.space(plan))
     return Prepared(plan, checkpoints, layout, output)
@@ -124,7 +123,7 @@ def execute(
     try:
         kept = output.begin(plan)
         needed = needed_downloads(plan, prepared.checkpoints, {shard.file for shard in kept})
-        told = fetch(needed, download_progress)
+        told = fetch(needed, prepared.layout.downloads, download_progress)
         for shard in kept:
             progress(shard.bytes + bytes_to_read(plan, prepared.checkpoints, shard.file))
         report = Pipeline(

@@ -20,8 +20,10 @@ BASE = 240 * MiB
 """Anonymous memory of the process with torch loaded, and of its threads (measured)."""
 WORKSPACE = 4 * MiB
 """Running sum and temporaries of one compute thread, and its stack and allocator arena."""
-CLIENT = 48 * MiB
-"""The client of the Hub, and its connections (measured)."""
+CLIENT = 32 * MiB
+"""The client of the Hub and its connections (measured: 18 MiB without TLS)."""
+PER_DOWNLOAD = 48 * MiB
+"""What the client uses for each file that it downloads at the same time (measured)."""
 PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
@@ -55,6 +57,11 @@ class Layout:
     peak: int
     reason: str
 
+    @property
+    def downloads(self) -> int:
+        """Files that may be downloaded at the same time, before the buffers are allocated."""
+        return max(1, min(8, (self.memory - BASE - CLIENT) // PER_DOWNLOAD))
+
     def describe(self) -> str:
         """Return the layout in one line for people."""
         return (
@@ -65,7 +72,7 @@ class Layout:
 
 
 def make_layout(
-    plan: Plan, input_dtypes: list[dict[str, str]], memory: int | None, streaming: bool = False
+    plan: Plan, input_dtypes: list[dict[str, str]], memory: int | None, on_hub: bool = False
 ) -> Layout:
     """Return the layout that the budget allows.
 
@@ -73,7 +80,7 @@ def make_layout(
         plan: the merge.
         input_dtypes: for each input, dtype codes by tensor name.
         memory: the budget in bytes; None for what is useful, at most half of what is free.
-        streaming: whether inputs are streamed from the Hub.
+        on_hub: whether inputs lie on the Hub.
 
     Raises:
         BudgetError: the budget is too small; the message gives the least that works.
@@ -81,7 +88,7 @@ def make_layout(
     workers = max(1, min(4, _cpus()))
     tensors = sum(len(dtypes) for dtypes in input_dtypes) + len(plan.tensors)
     fixed = BASE + workers * WORKSPACE + PER_TENSOR * tensors
-    fixed += CLIENT if streaming else 0
+    fixed += CLIENT if on_hub else 0
     ratios = [_ratio(plan, index, dtypes) for index, dtypes in enumerate(input_dtypes)]
 
     def cost(window: int) -> int:

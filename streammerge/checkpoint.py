@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
-from streammerge.errors import HubError, RecipeError, UnsupportedError
+from streammerge.errors import CheckpointError, HubError, RecipeError, UnsupportedError
 from streammerge.formats.folder import SafetensorsCheckpoint
 from streammerge.formats.safetensors import Location
 from streammerge.references import HUB_SCHEME, Reference, parse_reference
 from streammerge.storage import Download, DownloadMode, FileIdentity, IoMode, RangeReader
-from streammerge.storage.hub import HubStorage
 from streammerge.storage.local import LocalStorage
 from streammerge.tensors import TensorInfo
 
@@ -103,15 +102,21 @@ def open_checkpoint(reference: str | os.PathLike[str], hub: HubAccess | None = N
 
 
 def _open_on_hub(reference: Reference, hub: HubAccess) -> Checkpoint:
+    from streammerge.storage.hub import HubStorage  # most merges do without
+
     folder, file = reference.subfolder, None
     if folder.endswith((".safetensors", ".json")):
         folder, _, file = folder.rpartition("/")
     try:
         storage = HubStorage(reference, folder, hub.download, hub.token)
-        checkpoint = SafetensorsCheckpoint(storage, file)
     except HubError as error:
         if not reference.text.startswith(HUB_SCHEME):
             error.add_note("It was looked for on the Hub, since there is no such path here.")
+        raise
+    try:
+        checkpoint = SafetensorsCheckpoint(storage, file)
+    except CheckpointError as error:
+        error.add_note(f"Looked at: {reference.repo_id} {storage.place}.")
         raise
     checkpoint.notes[:0] = storage.notes
     return checkpoint
