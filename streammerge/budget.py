@@ -27,8 +27,10 @@ BASE = 240 * MiB
 """Anonymous memory of the process with torch loaded, and of its threads (measured)."""
 WORKSPACE = 4 * MiB
 """Running sum and temporaries of one compute thread, and its stack and allocator arena."""
-CLIENT = 48 * MiB
-"""The client of the Hub, and its connections (measured)."""
+CLIENT = 32 * MiB
+"""The client of the Hub and its connections (measured: 18 MiB without TLS)."""
+PER_DOWNLOAD = 48 * MiB
+"""What the client uses for each file that it downloads at the same time (measured)."""
 PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
@@ -66,6 +68,11 @@ class Layout:
     peak: int
     reason: str
 
+    @property
+    def downloads(self) -> int:
+        """Files that may be downloaded at the same time, before the buffers are allocated."""
+        return max(1, min(8, (self.memory - BASE - CLIENT) // PER_DOWNLOAD))
+
     def describe(self) -> str:
         """Return the layout in one line for people."""
         return (
@@ -75,16 +82,13 @@ class Layout:
         )
 
 
-def make_layout(
-    plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None, streaming: bool = False
-) -> Layout:
+def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None) -> Layout:
     """Return the layout that the budget allows.
 
     Args:
         plan: the merge.
         checkpoints: its opened inputs.
         memory: the budget in bytes; None for what is useful, at most half of what is free.
-        streaming: whether inputs are streamed from the Hub.
 
     Raises:
         BudgetError: the budget is too small; the message gives the least that works.
@@ -93,7 +97,7 @@ def make_layout(
     tensors = sum(len(checkpoint.tensors) for checkpoint in checkpoints) + len(plan.tensors)
     fixed = BASE + PER_TENSOR * tensors + workers * _workspace(plan) + measurements(plan)
     fixed += whole_tensors(plan) + sum(c.scratch for c in checkpoints)  # one thread reads each
-    fixed += CLIENT if streaming else 0
+    fixed += CLIENT if any(checkpoint.pinned for checkpoint in checkpoints) else 0
     ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
     row_room = rows(plan)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST
