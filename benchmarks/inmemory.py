@@ -68,21 +68,22 @@ def make_models(dtype: torch.dtype, count: int, nbytes: int, tensors: int) -> li
     ]
 
 
-def measure(average: Average, models: list[Tensors], rounds: int) -> tuple[Spread, float]:
-    """Return seconds, and the share of elements that are not the exact mean rounded once."""
+def measure(average: Average, models: list[Tensors], rounds: int) -> tuple[Spread, Spread, float]:
+    """Return seconds, CPU seconds of all threads, and the share of elements that are wrong."""
     average(models)
-    seconds = []
+    seconds, cpu = [], []
     for _ in range(rounds):
         gc.collect()
-        start = time.perf_counter()
+        start, begin = time.perf_counter(), time.process_time()
         result = average(models)
         seconds.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - begin)
     wrong = numel = 0
     for name, tensor in list(result.items())[:4]:
         mean = torch.stack([model[name].double() for model in models]).mean(0)
         wrong += int((tensor != mean.to(tensor.dtype)).sum())
         numel += tensor.numel()
-    return spread(seconds), wrong / numel
+    return spread(seconds), spread(cpu), wrong / numel
 
 
 def options() -> argparse.Namespace:
@@ -99,13 +100,13 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     args = options()
-    table = Table("dtype", "models", "by", "seconds", "wrong elements")
+    table = Table("dtype", "models", "by", "seconds", "CPU seconds", "wrong elements")
     for dtype in args.dtypes:
         for count in args.models:
             models = make_models(DTYPES[dtype], count, args.bytes, args.tensors)
             for name, average in CONTENDERS.items():
-                seconds, wrong = measure(average, models, args.rounds)
-                table.add_row(dtype, str(count), name, str(seconds), f"{wrong:.2%}")
+                seconds, cpu, wrong = measure(average, models, args.rounds)
+                table.add_row(dtype, str(count), name, str(seconds), str(cpu), f"{wrong:.2%}")
             table.add_section()
     wide_console().print(table)
 

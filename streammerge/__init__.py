@@ -1,6 +1,6 @@
 """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
 
-from streammerge.api import Result, merge, plan_average, plan_merge
+from streammerge.api import merge, plan_average, plan_merge
 from streammerge.checks import Finding
 from streammerge.errors import StreammergeError
 from streammerge.methods import merge_method
@@ -9,6 +9,7 @@ from streammerge.outputs import Pushed, WrittenShard
 from streammerge.plan import Plan
 from streammerge.push import push
 from streammerge.recipe import Recipe, load_recipe
+from streammerge.report import Result
 from streammerge.verify import Verification, verify
 from streammerge.version import __version__
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Unpack, cast
 
 from streammerge.budget import Layout, make_layout
@@ -26,42 +25,14 @@ from streammerge.options import (
     RunOptions,
     TensorOptions,
 )
-from streammerge.outputs import Pushed, Target, WrittenShard
+from streammerge.outputs import Target, count_nonfinite
 from streammerge.outputs.targets import HubOptions, open_output
 from streammerge.plan import Plan
 from streammerge.planning import make_plan
 from streammerge.recipe import Recipe, Selection, average_recipe, load_recipe
 from streammerge.relatives import check_relatives
+from streammerge.report import Result
 from streammerge.tensors import parse_size
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What was written.
-
-    Attributes:
-        out: the folder, or hf://namespace/name[@branch].
-        shards: its weight files.
-        parameters: number of elements.
-        notes: what the user should know.
-        nonfinite: NaN and infinite elements by tensor, where they were allowed.
-        read_modes: how many input files were read in which way.
-        kept: how many shards an interrupted run had finished before.
-        seconds: wall time of the merge proper.
-        fingerprint: of the plan.
-        pushed: the commit on the Hub, where that was asked for.
-    """
-
-    out: Path | str
-    shards: list[WrittenShard]
-    parameters: int
-    notes: list[str]
-    nonfinite: dict[str, int]
-    read_modes: dict[str, int]
-    kept: int
-    seconds: float
-    fingerprint: str
-    pushed: Pushed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +61,7 @@ def prepare(recipe: Recipe, out: Reference, **options: Unpack[PlanOptions]) -> P
     output = open_output(out, recipe.references, options.get("overwrite", False), token, **hub)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
-    streaming = access.download == "stream" and any(c.pinned for c in checkpoints)
-    layout = make_layout(plan, checkpoints, budget, streaming)
+    layout = make_layout(plan, checkpoints, budget)
     output.check_space(plan)
     check_space(needed_downloads(plan, checkpoints), *output.space(plan))
     notes = (*plan.notes, *check_relatives(plan, checkpoints, options.get("strict", False)))
@@ -121,9 +91,12 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
     progress = options.get("progress", _no_progress)
     output.progress = progress
     try:
-        kept = output.begin(plan)
+        allowed = options.get("allow_nonfinite", False)
+        # A run that let NaN pass does not decide for one that refuses it.
+        kept = [s for s in output.begin(plan) if allowed or not (s.nonfinite or s.nonfinite_inputs)]
         needed = needed_downloads(plan, prepared.checkpoints, {shard.file for shard in kept})
-        told = fetch(needed, options.get("download_progress", _no_progress))
+        tell = options.get("download_progress", _no_progress)
+        told = fetch(needed, prepared.layout.downloads, tell)
         for shard in kept:
             progress(shard.bytes + bytes_to_read(plan, prepared.checkpoints, shard.file))
         report = Pipeline(
@@ -134,14 +107,13 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
             kept,
             io=io,
             device=chosen,
-            allow_nonfinite=options.get("allow_nonfinite", False),
+            allow_nonfinite=allowed,
             progress=progress,
         ).run()
         documents, last = make_documents(
             plan,
             prepared.checkpoints,
             report.shards,
-            report.nonfinite,
             options.get("command") or plan.recipe.command(output.label),
         )
         output.publish(documents, last)
@@ -149,12 +121,14 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
         if output.abandon():
             error.add_note("The finished shards are kept: the same command goes on after them.")
         raise
+    nonfinite, nonfinite_inputs = count_nonfinite(report.shards)
     return Result(
         out=output.place,
         shards=report.shards,
         parameters=plan.parameters,
         notes=[*plan.notes, *told],
-        nonfinite=dict(report.nonfinite),
+        nonfinite=nonfinite,
+        nonfinite_inputs=nonfinite_inputs,
         read_modes=dict(report.read_modes),
         kept=len(kept),
         seconds=report.seconds,
@@ -196,6 +170,8 @@ def read_recipe(
     for key, own in (("skip", asked.skip), ("keep", asked.keep)):
         if options.get(key):
             changes[key] = (*own, *options[key])  # type: ignore[literal-required]
+    if options.get("rows") is not None:
+        changes["rows"] = options["rows"]
     if (donor := options.get("side_files_from")) is not None:
         changes["side_files_from"] = os.fspath(donor)
     return asked.changed(**changes) if changes else asked
@@ -240,6 +216,7 @@ def recipe_of(
         os.fspath(donor) if donor is not None else None,
         options.get("schedule"),
         Selection(options.get("steps"), options.get("every"), options.get("last")),
+        options.get("rows"),
     )
 
 

@@ -25,8 +25,10 @@ from streammerge.tensors import DTYPES, format_size
 
 BASE = 240 * MiB
 """Anonymous memory of the process with torch loaded, and of its threads (measured)."""
-CLIENT = 48 * MiB
-"""The client of the Hub, and its connections (measured)."""
+CLIENT = 32 * MiB
+"""The client of the Hub and its connections (measured: 18 MiB without TLS)."""
+PER_DOWNLOAD = 48 * MiB
+"""What the client uses for each file that it downloads at the same time (measured)."""
 PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
@@ -62,6 +64,11 @@ class Layout:
     peak: int
     reason: str
 
+    @property
+    def downloads(self) -> int:
+        """Files that may be downloaded at the same time, before the buffers are allocated."""
+        return max(1, min(8, (self.memory - BASE - CLIENT) // PER_DOWNLOAD))
+
     def describe(self) -> str:
         """Return the layout in one line for people."""
         return (
@@ -71,16 +78,13 @@ class Layout:
         )
 
 
-def make_layout(
-    plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None, streaming: bool = False
-) -> Layout:
+def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | None) -> Layout:
     """Return the layout that the budget allows.
 
     Args:
         plan: the merge.
         checkpoints: its opened inputs.
         memory: the budget in bytes; None for what is useful, at most half of what is free.
-        streaming: whether inputs are streamed from the Hub.
 
     Raises:
         BudgetError: the budget is too small; the message gives the least that works.
@@ -92,7 +96,7 @@ def make_layout(
     each = whole.working + scratch if whole else 0
     fixed = BASE + PER_TENSOR * tensors + workers * workspace(plan) + measurements(plan)
     fixed += scratch + each + (FRAMES * whole.merged if whole else 0)
-    fixed += CLIENT if streaming else 0
+    fixed += CLIENT if any(checkpoint.pinned for checkpoint in checkpoints) else 0
     ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
     row_room = rows(plan)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST

@@ -19,7 +19,7 @@ from streammerge.buffers import allocate
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.equality import require_equal
 from streammerge.formats.safetensors import Location
-from streammerge.measuring import Measurements, cpu_workspace, naming
+from streammerge.measuring import Measurements, cpu_workspace
 from streammerge.needs import measurements, rows, whole_tensors
 from streammerge.openfiles import OpenFiles
 from streammerge.plan import OutputTensor, Plan, Step
@@ -174,8 +174,7 @@ class MergedReader:
                 ):
                     copy[start : start + count] = stretch
             merged = torch.empty(numel, dtype=dtype)
-            with naming(tensor.name):
-                self._checkpoint.measurements.task(tensor).whole(copies, merged)
+            self._checkpoint.measurements.task(tensor).whole(copies, merged)
             self._whole = (tensor.name, merged)
         return self._whole[1]
 

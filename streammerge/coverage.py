@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from streammerge.errors import CoverageError, RecipeError, listing, printable
 from streammerge.recipe import Recipe, Treatments
 from streammerge.tensors import TensorInfo
+from streammerge.views.rows import padded_tensors
 
 Action = Literal["merge", "equal", "copy"]
 
@@ -41,6 +42,11 @@ _EMBEDDINGS = (
     "shared.weight",
     "embeddings.weight",
     "embed_in.weight",
+)
+_ROWS = (
+    "Where vocabularies were only padded to different sizes, give --rows min (the rows that all "
+    "models have), max (all rows; those that a model lacks come from the first that has them) or "
+    "base (as many as the first model has). "
 )
 
 
@@ -79,7 +85,7 @@ class Coverage:
     skipped: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
+    mismatched: dict[str, str] = field(default_factory=dict)
 
 
 def cover(checkpoints: Sequence[Holder], recipe: Recipe, treatments: Treatments) -> Coverage:
@@ -110,7 +116,7 @@ def cover(checkpoints: Sequence[Holder], recipe: Recipe, treatments: Treatments)
         else:
             _decide(name, concerned, recipe.dtype_code, result)
     _note_globs(result)
-    _raise_problems(result)
+    _raise_problems(result, checkpoints)
     if not any(decision.action == "merge" for decision in result.decisions):
         raise RecipeError(
             "no floating-point tensor is left to merge", "Loosen --skip and --keep, or use `cp`."
@@ -156,14 +162,14 @@ def _decide(
     first, everyone = infos[0], tuple(concerned)
     kinds = {info.kind for info in infos}
     if len({info.shape for info in infos}) > 1:
-        result.mismatched.append(_by_value(name, checkpoints, lambda t: str(list(t.shape))))
+        result.mismatched[name] = _by_value(name, checkpoints, lambda t: str(list(t.shape)))
     elif kinds == {"float"}:
         tensor = TensorInfo(name, dtype or first.dtype, first.shape)
         result.decisions.append(Decision(tensor, "merge", everyone))
     elif kinds == {"integer"} and len({info.dtype for info in infos}) == 1:
         result.decisions.append(Decision(first, "equal", everyone))
     else:
-        result.mismatched.append(_by_value(name, checkpoints, lambda t: t.dtype))
+        result.mismatched[name] = _by_value(name, checkpoints, lambda t: t.dtype)
 
 
 def _by_value(name: str, checkpoints: Sequence[Holder], value: Callable[[TensorInfo], str]) -> str:
@@ -229,18 +235,22 @@ def _some(names: Sequence[str]) -> str:
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
-def _raise_problems(result: Coverage) -> None:
+def _raise_problems(result: Coverage, checkpoints: Sequence[Holder]) -> None:
+    padded = padded_tensors(checkpoints) if result.mismatched else {}
+    rows = [line for name, line in result.mismatched.items() if name in padded]
+    others = [line for name, line in result.mismatched.items() if name not in padded]
     parts = [
         f"{len(cases)} {'tensor' if len(cases) == 1 else 'tensors'} {what}:\n{listing(cases)}"
         for cases, what in (
             (result.absent, "not in every model"),
-            (result.mismatched, "of differing shape or kind"),
+            (rows, "with a row for each token, of which the models have different numbers"),
+            (others, "of differing shape or kind"),
         )
         if cases
     ]
     if parts:
         raise CoverageError(
             "\n".join(parts),
-            "Merge checkpoints of one architecture; or leave tensors out with --skip GLOB, or take "
-            "them from the first model that has them with --keep GLOB.",
+            (_ROWS if rows else "") + "Merge checkpoints of one architecture; or leave tensors out "
+            "with --skip GLOB, or take them from the first model that has them with --keep GLOB.",
         )

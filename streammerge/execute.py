@@ -72,7 +72,8 @@ class Pipeline:
         self._kept, self._io, self._device = {shard.file for shard in kept}, io, device
         self._merger = Merger(plan, Wholes(checkpoints, io, layout.at_once), allow_nonfinite)
         self._rereads = any(step.passes for step in plan.steps)
-        self._output, self._finisher = output, Finisher(plan, output, list(kept))
+        self._output = output
+        self._finisher = Finisher(plan, output, list(kept), self._merger.nonfinite)
         self._progress = progress
         self._readers = min(len(checkpoints), MAX_READERS)
         self._free: _Queue = SimpleQueue()
@@ -114,7 +115,6 @@ class Pipeline:
         if self._failure is not None:
             raise self._failure
         self._report.shards = sorted(self._finisher.shards, key=lambda shard: shard.file)
-        self._report.nonfinite = self._merger.nonfinite
         self._report.seconds = time.perf_counter() - begin
         return self._report
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from streammerge.buffers import Flight
 from streammerge.outputs import Output, ShardFile, WrittenShard
-from streammerge.plan import Plan
+from streammerge.plan import OutputShard, Plan
 
 
 class Finisher:
@@ -18,11 +18,19 @@ class Finisher:
         plan: names and sizes of the shards.
         output: where they go; told of each shard that is durable and has its digest.
         kept: shards of an earlier run, which get no windows.
+        nonfinite: returns the counts of a merged shard; see `WrittenShard`.
     """
 
-    def __init__(self, plan: Plan, output: Output, kept: list[WrittenShard]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        output: Output,
+        kept: list[WrittenShard],
+        nonfinite: Callable[[OutputShard], tuple[Mapping[str, int], Mapping[str, int]]],
+    ) -> None:
         self._plan, self._output = plan, output
         self.shards = list(kept)
+        self._nonfinite = nonfinite
         self._waiting: dict[int, Flight] = {}
         self._next = 0
         self._sha256, self._hashed = hashlib.sha256(), 0
@@ -47,7 +55,8 @@ class Finisher:
             self._next += 1
             if self._hashed == shard.file_size:
                 digest = self._sha256.hexdigest() if self._output.needs_digest else ""
-                written = WrittenShard(shard.file, shard.file_size, digest)
+                counts = self._nonfinite(shard)
+                written = WrittenShard(shard.file, shard.file_size, digest, *counts)
                 self._complete(window.shard, written=written)
             yield flight
 

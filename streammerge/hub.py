@@ -123,15 +123,15 @@ def _failure(error: Exception) -> tuple[str, str]:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set", "Unset it to reach the Hub."
     if status == 429:
-        return "too many requests", "Wait a few minutes, then run the same command again."
+        return "too many requests", "Wait a few minutes, then try again."
     if status >= 500:
-        return f"the Hub failed ({status}): {said}", "Run the same command again later."
+        return f"the Hub failed ({status}): {said}", "Try again later."
     if status:
         return f"the Hub refused ({status}): {said}", "See what it says, then run it again."
     if isinstance(error, NETWORK_ERROR | ConnectionError | TimeoutError):
-        remedy = f"Check the network and {constants.ENDPOINT}, then run the same command again."
+        remedy = f"Check the network and {constants.ENDPOINT}, then try again."
         return f"the Hub cannot be reached ({said})", remedy
-    return said, "Run the same command again."
+    return said, "Try again."
 
 
 def _server_message(error: Exception) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from streammerge.checkpoint import Checkpoint
 from streammerge.planning import make_plan
 from streammerge.recipe import Recipe
-from streammerge.recipe.entries import Tokenizer
 from streammerge.slices import stack_up
-from streammerge.tokenizers import apply_chat_template, apply_tokenizer, tokenizer_wish
+from streammerge.tokenizers import apply_chat_template, apply_tokenizer
+from streammerge.views.rows import with_rows
 
 Open = Callable[[str], Checkpoint]
 _NO_LIMIT = 2**63
@@ -36,27 +35,25 @@ def open_inputs(recipe: Recipe, open_checkpoint: Open) -> list[Checkpoint]:
             if inner is None
             else _open_recipe(reference, inner, open_checkpoint)
         )
+    opened = _with_tokenizer(recipe, opened, open_checkpoint)
     if recipe.sections:
         inputs: list[Checkpoint] = list(stack_up(recipe, opened))
     else:
         inputs = [opened[reference] for reference in recipe.inputs]
-    if recipe.tokenizer is not None:
-        wish = tokenizer_wish(None, _written(recipe.tokenizer))
-        assert wish is not None
-        inputs = apply_tokenizer(inputs, recipe.base, wish, list(opened.values()))
-    return apply_chat_template(inputs, recipe.chat_template)
+    return inputs if recipe.rows is None else with_rows(inputs, recipe.rows, recipe.base or 0)
 
 
-def _written(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a recipe's tokenizer as it is written in YAML."""
-    tokens: dict[str, Any] = {}
-    for token, source in tokenizer.tokens.items():
-        chosen: Any = source.model
-        if source.kind in ("zero", "model_token"):
-            chosen = source.model_dump(exclude={"force"}, exclude_none=True)
-        tokens[token] = {"source": chosen, "force": source.force}
-    padding = tokenizer.pad_to_multiple_of
-    return {"source": tokenizer.source, "tokens": tokens, "pad_to_multiple_of": padding}
+def _with_tokenizer(
+    recipe: Recipe, opened: dict[str, Checkpoint], open_checkpoint: Open
+) -> dict[str, Checkpoint]:
+    """Return views of the models that have the recipe's vocabulary and chat template."""
+    names, models, wish = list(opened), list(opened.values()), recipe.tokenizer
+    if wish is not None:
+        base = names.index(recipe.base_model) if recipe.base_model in opened else None
+        elsewhere = wish.source not in ("base", "union", *names)
+        others = [open_checkpoint(wish.source)] if elsewhere else []
+        models = apply_tokenizer(models, base, wish, others)
+    return dict(zip(names, apply_chat_template(models, recipe.chat_template), strict=True))
 
 
 def _open_recipe(label: str, recipe: Recipe, open_checkpoint: Open) -> Checkpoint:

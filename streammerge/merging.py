@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from streammerge.lanes import Lane
 from streammerge.measuring import Measurements
 from streammerge.methods.running import Task
 from streammerge.methods.workspace import Workspace
-from streammerge.plan import Plan
+from streammerge.plan import OutputShard, Plan
 from streammerge.tensors import torch_dtype
 from streammerge.wholes import Wholes
 from streammerge.windows import Piece
@@ -34,7 +34,6 @@ class Merger:
 
     Attributes:
         measurements: what is known of whole tensors.
-        nonfinite: NaN and infinite elements written, by tensor.
     """
 
     def __init__(self, plan: Plan, wholes: Wholes, allow_nonfinite: bool) -> None:
@@ -43,7 +42,8 @@ class Merger:
         self._labels = [model.label for model in plan.inputs]
         self._allow_nonfinite = allow_nonfinite
         self._lock = threading.Lock()
-        self.nonfinite: Counter[str] = Counter()
+        self._written: Counter[str] = Counter()
+        self._read: Counter[tuple[str, str]] = Counter()
 
     def merge(
         self, piece: Piece, views: Sequence[Sequence[memoryview]], output: memoryview, lane: Lane
@@ -69,6 +69,15 @@ class Merger:
             labels = [self._labels[model] for model in piece.step.sources]
             require_equal(piece.tensor, inputs, labels)
         out.view(torch.uint8).copy_(inputs[0].view(torch.uint8))
+
+    def nonfinite(self, shard: OutputShard) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Return the NaN and infinite elements of a merged shard by tensor, and of its inputs."""
+        names = {tensor.name for tensor in shard.tensors}
+        read: Counter[str] = Counter()
+        with self._lock:
+            for (name, label), count in self._read.items():
+                read[label] += count if name in names else 0
+            return {n: c for n, c in self._written.items() if n in names}, dict(+read)
 
     def measure(
         self, piece: Piece, views: Sequence[Sequence[memoryview]], workspace: Workspace
@@ -99,15 +108,17 @@ class Merger:
             task(inputs, out, Workspace(torch.device("cpu")), piece.read_first, piece.first)
         else:
             lane.run(task, inputs, out, piece.read_first, piece.first)
-        if not all_finite(out):
+        # An average of NaN is NaN; other methods may drop what is not finite.
+        if not all_finite(out) or not (task.method.kernel or all(map(all_finite, inputs))):
             self._examine(piece, task, inputs, out)
 
     def _take_from_whole(self, piece: Piece, task: Task, out: Tensor) -> None:
-        def check(model: int, first: int, stretch: Tensor) -> None:
-            if not self._allow_nonfinite and not all_finite(stretch):
+        def look_over(model: int, first: int, stretch: Tensor) -> None:
+            if not all_finite(stretch):
                 self._refuse_nonfinite(piece, stretch, model, first)
+                self._count_nonfinite_input(piece, stretch, model)
 
-        out.copy_(self._wholes.take(piece, task, check))
+        out.copy_(self._wholes.take(piece, task, look_over))
         if not all_finite(out):
             self._count_nonfinite(piece, out)
 
@@ -117,14 +128,19 @@ class Merger:
         A sum of finite numbers can leave the range of fp32 though their mean does not, so the
         piece is merged in fp64 before anything is called an overflow.
         """
-        if not self._allow_nonfinite:
-            self._refuse_nonfinite_inputs(piece, inputs)
+        self._refuse_nonfinite_inputs(piece, inputs)
+        skipped = piece.first - piece.read_first
+        own = slice(skipped, skipped + piece.numel)
+        for tensor, model in zip(inputs, piece.step.sources, strict=True):
+            self._count_nonfinite_input(piece, tensor[own], model)
+        if all_finite(out):
+            return
         workspace = Workspace(torch.device("cpu"))
         task.widened()(inputs, out, workspace, piece.read_first, piece.first)
         self._count_nonfinite(piece, out)
 
     def _count_nonfinite(self, piece: Piece, out: Tensor) -> None:
-        count = out.numel() - int(torch.isfinite(out).sum())
+        count = _nonfinite(out)
         if count == 0:
             return
         if not self._allow_nonfinite:
@@ -134,14 +150,18 @@ class Merger:
                 "Choose a wider --dtype such as bfloat16, or let them pass with --allow-nonfinite.",
             )
         with self._lock:
-            self.nonfinite[piece.tensor.name] += count
+            self._written[piece.tensor.name] += count
+
+    def _count_nonfinite_input(self, piece: Piece, tensor: Tensor, model: int) -> None:
+        with self._lock:
+            self._read[piece.tensor.name, self._labels[model]] += _nonfinite(tensor)
 
     def _refuse_nonfinite_inputs(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
         for tensor, model in zip(inputs, piece.step.sources, strict=True):
             self._refuse_nonfinite(piece, tensor, model, piece.first)
 
     def _refuse_nonfinite(self, piece: Piece, tensor: Tensor, model: int, first: int) -> None:
-        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        bad = 0 if self._allow_nonfinite else _nonfinite(tensor)
         if bad:
             raise NonFiniteError(
                 f"{printable(piece.tensor.name)} in {self._labels[model]} holds NaN or "
@@ -160,6 +180,11 @@ def _inputs(piece: Piece, views: Sequence[Sequence[memoryview]]) -> list[Tensor]
 def _tensor(buffer: memoryview, start: int, dtype: str, numel: int) -> Tensor:
     """Return a flat tensor over bytes of a buffer, without a copy."""
     return torch.frombuffer(buffer, dtype=torch_dtype(dtype), count=numel, offset=start)
+
+
+def _nonfinite(tensor: Tensor) -> int:
+    """Return the number of NaN and infinite elements."""
+    return tensor.numel() - int(torch.isfinite(tensor).sum())
 
 
 def all_finite(tensor: Tensor) -> bool:

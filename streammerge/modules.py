@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from streammerge import api
-from streammerge.api import Result
 from streammerge.errors import RecipeError
 from streammerge.inmemory.recipes import make_recipe
 from streammerge.options import AverageOptions, Reference
+from streammerge.report import Result
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +123,7 @@ def merge_modules(
     method: str,
     *,
     base: M | None = None,
+    seed: int = 0,
     dtype: str | torch.dtype = "auto",
     keep: str | Sequence[str] = (),
     device: str = "cpu",
@@ -136,11 +137,14 @@ def merge_modules(
             choice; the one called "_pretrained_" is the base model.
         method: a name that `streammerge methods` lists.
         base: the base model, if it is not among `models`.
-        dtype: of merged tensors: auto (each keeps the first model's), float32, float16 or bfloat16.
+        seed: of methods that draw random numbers.
+        dtype: of merged tensors: auto (each keeps the first model's), float64, float32, float16 or
+            bfloat16.
         keep: globs of tensor names to take from the first model.
         device: where blocks are merged; the models may lie anywhere.
         allow_nonfinite: pass NaN and Inf on instead of refusing them.
-        parameters: of the method; a mapping from names of models gives each its own value.
+        parameters: of the method; a mapping from names of models gives each its own value, a list
+            is a gradient from the first layer to the last.
 
     Returns:
         a new module or state dict, like the base model (or the first, if there is none) in
@@ -160,7 +164,7 @@ def merge_modules(
         raise RecipeError("there are two base models", f"Give base= or {BASE!r}, not both.")
     base = named.pop(BASE, base)
     options = MemoryOptions(dtype=dtype, keep=keep, device=device, allow_nonfinite=allow_nonfinite)
-    merged: M = _merge(named, base, method, parameters, options)
+    merged: M = _merge(named, base, method, parameters, options, seed)
     return merged
 
 
@@ -200,6 +204,7 @@ def _merge(
     method: str,
     parameters: Mapping[str, Any],
     options: MemoryOptions,
+    seed: int = 0,
 ) -> Any:
     from streammerge.inmemory.merge import merge  # torch is loaded here and not before
 
@@ -209,6 +214,7 @@ def _merge(
         method,
         parameters,
         options.get("dtype", "auto"),
+        seed,
     )
     return merge(
         named if base is None else {**named, BASE: base},

@@ -68,6 +68,8 @@ class TensorOptions(TypedDict, total=False):
             float32, float16 or bfloat16.
         skip: globs of tensor names to leave out.
         keep: globs of tensor names to take from the first model that has them.
+        rows: where vocabularies were padded to different sizes: "min" for the rows that all models
+            have, "max" for all rows, "base" for as many as the base model has, or the first.
         side_files_from: the model whose config and tokenizer are copied; by default the base model,
             or the first.
     """
@@ -75,6 +77,7 @@ class TensorOptions(TypedDict, total=False):
     dtype: str
     skip: Sequence[str]
     keep: Sequence[str]
+    rows: str | None
     side_files_from: Reference | None
 
 

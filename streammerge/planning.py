@@ -83,7 +83,7 @@ def _step(
         return Step(action=decision.action, sources=decision.sources)
     method = find_method(treatment.method)
     base = _base(method, treatment)
-    models = [i for i in decision.sources if i != base and i < len(recipe.models)]
+    models = [i for i in decision.sources if i != base and i in treatment.models]
     _check_count(method, len(models))
     settings = treatment.parameters
     if "seed" in method.parameters:
@@ -160,10 +160,11 @@ def _base(method: Method, treatment: Treatment) -> int | None:
 def _check_count(method: Method, count: int) -> None:
     least, most = method.models
     if count < least or (most is not None and count > most):
-        wanted = f"{least}" if least == most else f"{least} to {most}" if most else f"{least}"
+        wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        wanted = f"{least}" if least == most else wanted
+        noun = "model" if wanted == "1" else "models"
         beside = " besides the base model" if method.base != "none" else ""
-        more = "" if most else " or more"
-        raise RecipeError(f"{method.name} takes {wanted}{more} models{beside}, not {count}")
+        raise RecipeError(f"{method.name} takes {wanted} {noun}{beside}, not {count}")
 
 
 def _without_zeros(models: list[int], parameters: Resolved) -> tuple[list[int], Resolved]:

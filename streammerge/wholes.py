@@ -17,7 +17,6 @@ from torch import Tensor
 
 from streammerge.buffers import allocate
 from streammerge.checkpoint import Checkpoint, as_read
-from streammerge.measuring import naming
 from streammerge.methods.running import Task
 from streammerge.needs import READ_AT_ONCE
 from streammerge.openfiles import OpenFiles
@@ -69,8 +68,7 @@ class Wholes:
     def _merge(self, piece: Piece, task: Task, check: Check) -> Tensor:
         copies = [self._read(model, piece, task, check) for model in piece.step.sources]
         out = torch.empty(piece.tensor.info.numel, dtype=torch_dtype(piece.tensor.dtype))
-        with naming(piece.tensor.name):
-            task.whole(copies, out)
+        task.whole(copies, out)
         return out
 
     def _read(self, model: int, piece: Piece, task: Task, check: Check) -> Tensor:

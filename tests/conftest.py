@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.attacks import trap
+from tests.support.remote import local_pair, pair
 
 if TYPE_CHECKING:
     from tests.support.hub import Hub
@@ -18,7 +19,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("NO_COLOR", "1")
 
-__all__ = ["hub", "no_waiting", "trap", "xet_hub"]
+__all__ = ["hub", "local_pair", "no_waiting", "pair", "trap", "xet_hub"]
 
 
 @pytest.fixture

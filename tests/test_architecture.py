@@ -24,7 +24,7 @@ LEAVES = {"errors", "tensors", "plugins", "version"}
 ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "options": {"downloads", "outputs"},
-    "cli": {"api", "forecast", "verify", "push"},
+    "cli": {"api", "report", "forecast", "verify", "push"},
     "modules": {"api", "inmemory"},
     "inmemory": {"execute", "planning", "outputs"},
     "api": {
@@ -67,9 +67,9 @@ ARROWS: dict[str, set[str]] = {
     "extensions": set(),
     "planning": {"extensions", "plan", "configs", "checkpoint"},
     "plan": {"recipe", "coverage", "formats", "methods"},
-    "coverage": {"recipe"},
+    "coverage": {"recipe", "views"},
     "configs": {"storage"},
-    "recipe": {"schedules", "methods"},
+    "recipe": {"schedules", "methods", "tokenizers"},
     "checkpoint": {"views", "formats", "references"},
     "views": {"formats"},
     "formats": {"storage"},

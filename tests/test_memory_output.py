@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+import streammerge
 from streammerge.budget import Layout
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import OutputError
@@ -18,7 +19,7 @@ from streammerge.outputs import Output
 from streammerge.outputs.memory import MemoryOutput
 from streammerge.plan import Plan
 from tests.support.checkpoints import Tensors, like, random_tensors, read_checkpoint
-from tests.support.merging import write_all
+from tests.support.merging import assert_same_bits, write_all
 from tests.support.preparing import prepare_average
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
@@ -45,13 +46,6 @@ def planned(folder: Path, **options: int) -> tuple[Tensors, Plan, list[Checkpoin
     return first, prepared.plan, prepared.checkpoints, prepared.layout
 
 
-def assert_same(found: Tensors, expected: Tensors) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
-        assert torch.equal(found[name], tensor), name
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_windows_in_any_order_and_of_any_size_fill_the_tensors(tmp_path: Path, seed: int) -> None:
     tensors, plan, _, _ = planned(tmp_path)
@@ -70,7 +64,7 @@ def test_windows_in_any_order_and_of_any_size_fill_the_tensors(tmp_path: Path, s
     shard.finish()
     shard.close()
     output.publish({}, plan.shards[0].file)
-    assert_same(filled, tensors)
+    assert_same_bits(filled, tensors)
 
 
 @pytest.mark.parametrize("shard_size", [5_000_000_000, 300_000], ids=["one", "several shards"])
@@ -82,10 +76,8 @@ def test_memory_gets_what_a_folder_gets(tmp_path: Path, shard_size: int) -> None
     output.begin(plan)
     report = Pipeline(plan, checkpoints, layout, output).run()
     assert [shard.bytes for shard in report.shards] == [s.file_size for s in plan.shards]
-    from streammerge import average
-
-    average([str(tmp_path / "m0"), str(tmp_path / "m1")], tmp_path / "disk")
-    assert_same(filled, read_checkpoint(tmp_path / "disk"))
+    streammerge.average([str(tmp_path / "m0"), str(tmp_path / "m1")], tmp_path / "disk")
+    assert_same_bits(filled, read_checkpoint(tmp_path / "disk"))
 
 
 def test_what_is_not_written_is_not_digested(tmp_path: Path) -> None:

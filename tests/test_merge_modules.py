@@ -12,15 +12,10 @@ import torch
 from torch import nn
 
 import streammerge as sm
-from streammerge.budget import make_layout
-from streammerge.checkpoint import open_checkpoint
-from streammerge.execute import Pipeline
 from streammerge.inmemory.recipes import make_recipe
 from streammerge.methods import METHODS
-from streammerge.outputs.directory import DirectoryOutput
-from streammerge.planning import make_plan
 from tests.support.checkpoints import Tensors, like, random_tensors, read_checkpoint
-from tests.support.merging import refusal, write_all
+from tests.support.merging import assert_same_bits, refusal, write_all
 
 DTYPES = (torch.bfloat16, torch.float32)
 Models = dict[str, Tensors]
@@ -39,25 +34,11 @@ def pool_for(method: str) -> Models:
     return models if METHODS.get(method).base == "none" else base | models
 
 
-def assert_same_bits(found: Tensors, expected: Tensors) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        ours, theirs = (t.reshape(-1).view(torch.uint8) for t in (found[name], tensor))
-        assert torch.equal(ours, theirs), name
-
-
 def on_disk(folder: Path, models: Models, method: str, parameters: dict[str, Any]) -> Tensors:
-    """The same merge of files, by the pipeline, into a folder."""
+    """The same recipe with the models as files."""
     paths = dict(zip(models, map(str, write_all(folder, list(models.values()))), strict=True))
     base, out = paths.pop("_pretrained_", None), folder / "out"
-    recipe = make_recipe(list(paths.values()), base, method, parameters, "auto")
-    checkpoints = [open_checkpoint(path) for path in recipe.inputs]
-    plan = make_plan(recipe, checkpoints, 2**40)
-    output = DirectoryOutput(out, [], overwrite=False)
-    output.check()
-    output.begin(plan)
-    report = Pipeline(plan, checkpoints, make_layout(plan, checkpoints, None), output).run()
-    output.publish({}, report.shards[-1].file)
+    sm.merge(make_recipe(list(paths.values()), base, method, parameters), out)
     return read_checkpoint(out)
 
 
@@ -116,13 +97,26 @@ def test_numbers_of_numpy_and_torch_are_taken() -> None:
         assert torch.equal(sm.average(models, weights=weights)["w"], expected)
 
 
+@pytest.mark.parametrize("values", [[0.0, 1.0], np.array([0.0, 1.0]), torch.tensor([0.0, 1.0])])
+def test_a_list_is_a_gradient_over_the_layers(values: Any) -> None:
+    names = [f"layers.{layer}.w" for layer in range(3)]
+    models = {
+        "_pretrained_": {name: torch.zeros(4) for name in names},
+        "a": {name: torch.ones(4) for name in names},
+    }
+    merged = sm.merge_modules(models, "task_arithmetic", scaling_factor=values)
+    assert [merged[name][0].item() for name in names] == [0.0, 0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("change", "method", "parameters", "patterns"),
     [
         ({}, "task_aritmetic", {}, ["task_aritmetic", "did you mean 'task_arithmetic'"]),
         ({}, "task_arithmetic", {"scaling": 1}, ["no parameter 'scaling'", "scaling_factor"]),
         ({}, "task_arithmetic", {"scaling_factor": "much"}, ["scaling_factor", "much"]),
-        ({}, "task_arithmetic", {"scaling_factor": [1, 2]}, ["scaling_factor"]),
+        ({}, "task_arithmetic", {"scaling_factor": []}, ["scaling_factor is", "finite number"]),
+        ({}, "task_arithmetic", {"scaling_factor": float("nan")}, ["scaling_factor is nan"]),
+        ({}, "task_arithmetic", {"scaling_factor": None}, ["scaling_factor is None"]),
         ({}, "ties", {"density": 1.5}, ["density", "1.5"]),
         ({}, "ties", {"density": {"a": 0.5}}, ["density is given for 'a'", "a, b"]),
         ({}, "ties", {"density": {"a": 0.5, "c": 1}}, ["density", "'c'"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 import streammerge as sm
 from streammerge.errors import CoverageError, RecipeError, TensorsDifferError, UnsupportedError
-from tests.support.checkpoints import random_tensor
-from tests.support.merging import assert_exact, refusal
+from tests.support.checkpoints import random_tensor, read_checkpoint, tiny_llama
+from tests.support.merging import assert_exact, assert_same_bits, refusal
 
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(37, 11),
@@ -109,7 +110,8 @@ def test_the_average_of_modules_is_exact(kind: str, dtype: torch.dtype) -> None:
 def test_weights_count_in_proportion_and_as_written(dtype: torch.dtype) -> None:
     models = random_models(lambda: nn.Linear(300, 70), 3, dtype)
     assert_average(sm.average(models, weights=[5, 3, 2]), models, [5, 3, 2])
-    assert_average(sm.weighted_average(models, [0.7, 0.2, 0.1]), models, [0.7, 0.2, 0.1])
+    shares = [0.7, 0.2, 0.1]
+    assert_average(sm.weighted_average(models, shares, device="auto"), models, shares)
 
 
 def test_one_model_is_copied() -> None:
@@ -410,7 +412,7 @@ def test_the_remedies_speak_python() -> None:
         ({"weights": [1, float("nan")]}, "nan"),
         ({"dtype": "int8"}, "int8"),
         ({"dtype": torch.int64}, "int64"),
-        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "cuda:99"}, "cuda:99.*\\n.*device='cpu'"),
         ({"memory": "1GiB"}, "memory"),
         ({"out": "folder"}, "in memory"),
     ],
@@ -433,3 +435,20 @@ def test_buffers_share_nothing_with_the_inputs() -> None:
 
 def _all_tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_model_of_transformers_gets_the_bits_of_its_files(tmp_path: Path, tied: bool) -> None:
+    paths = [str(tiny_llama(tmp_path / f"m{seed}", seed, tied=tied)) for seed in range(3)]
+    from transformers import AutoModelForCausalLM
+
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16") for path in paths]
+    merged = sm.average(models, weights=[0.5, 0.3, 0.2])
+    sm.average(paths, tmp_path / "out", weights=[0.5, 0.3, 0.2])
+    written = read_checkpoint(tmp_path / "out")
+    state = merged.state_dict()
+    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) is tied
+    assert state.keys() - written.keys() == ({"lm_head.weight"} if tied else set())
+    assert_same_bits({name: state[name] for name in written}, written)
+    assert merged.config.to_dict() == models[0].config.to_dict()
+    assert merged(torch.tensor([[1, 2, 3]])).logits.isfinite().all()

@@ -10,7 +10,6 @@ import pytest
 from huggingface_hub import ModelCard
 
 import streammerge
-from tests.support.checkpoints import tiny_llama
 from tests.support.cli import in_process
 from tests.support.hub import Hub
 from tests.support.targets import REPO, Merged, files_of, files_on, merge_once
@@ -21,11 +20,10 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Merged:
     return merge_once(tmp_path_factory.mktemp("merged"))
 
 
-def test_the_card_of_models_from_the_hub(hub: Hub, tmp_path: Path) -> None:
-    for seed, name in enumerate(("org/model-a", "org/model-b")):
-        folder = tiny_llama(tmp_path / name, seed, tied=True)
-        (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nhello\n")
-        hub.create(name, folder)
+def test_the_card_of_models_from_the_hub(hub: Hub, merged: Merged) -> None:
+    for name, model in zip(("org/model-a", "org/model-b"), merged.models, strict=True):
+        hub.create(name, Path(model))
+        hub.commit(name, {"README.md": "---\nlicense: apache-2.0\n---\nhello\n"})
     streammerge.average(["org/model-a", "org/model-b"], f"hf://{REPO}", weights=[3, 1])
     card = ModelCard(hub.read(REPO, "README.md").decode())
     data = card.data.to_dict()

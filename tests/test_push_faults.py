@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import streammerge
 from streammerge.errors import HubError
-from streammerge.outputs import hub_commit
+from streammerge.storage import retrying
 from tests.support.hub import CutUpload, Do, Drop, Hub, LoseAnswer, RefuseObject, Status
 from tests.support.targets import REPO, SHARDS, Merged, View, files_of, files_on, merge_once
 
@@ -30,7 +31,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch, no_waiting: list[float]) -> None:
-    monkeypatch.setattr(hub_commit, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retrying, "pause", lambda seconds, stop: None)
 
 
 def go(merged: Merged, way: str, folder: Path, **options: Any) -> streammerge.Pushed:
@@ -43,6 +44,15 @@ def go(merged: Merged, way: str, folder: Path, **options: Any) -> streammerge.Pu
         )
     assert done.pushed is not None
     return done.pushed
+
+
+def one_way_each(faults: Iterable[str]) -> list[Any]:
+    """Every fault with one of the ways in turn; the other way is slow to run as well."""
+    return [
+        pytest.param(fault, way, marks=[] if (i + j) % 2 == 0 else [pytest.mark.slow])
+        for i, fault in enumerate(faults)
+        for j, way in enumerate(WAYS)
+    ]
 
 
 def weights_and_all(view: View) -> View:
@@ -78,7 +88,7 @@ PASSING: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize(("fault", "way"), one_way_each(PASSING))
 def test_what_passes_is_waited_for(
     hub: Hub, merged: Merged, way: str, tmp_path: Path, fault: str
 ) -> None:
@@ -116,7 +126,7 @@ LASTING: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", LASTING)
+@pytest.mark.parametrize(("fault", "way"), one_way_each(LASTING))
 def test_what_lasts_is_one_error_and_main_is_as_it_was(
     hub: Hub, merged: Merged, way: str, tmp_path: Path, fault: str
 ) -> None:
@@ -181,7 +191,7 @@ def test_a_change_of_the_model_by_somebody_else_is_not_overwritten_unseen(
     hub.fault(Do(lambda: hub.commit(REPO, theirs)), kind=when)
     with pytest.raises(HubError, match=f"(?s)by somebody else.*{next(iter(theirs))}") as failure:
         go(merged, way, tmp_path)
-    assert "run the same command again" in failure.value.remedy
+    assert "try again" in failure.value.remedy
     assert hub.log.commits(REPO) == 0
     assert files_on(hub) == {"config.json": b"{}", "README.md": b"old", **theirs}
     go(merged, way, tmp_path)
@@ -200,3 +210,18 @@ def test_objects_that_the_hub_has_lost_are_sent_again(
     go(merged, "hub", tmp_path)
     assert_pushed(hub, merged)
     assert len(hub.log.find("upload")) == len(merged.shards)
+
+
+def test_a_pull_request_is_opened_once_although_its_answer_is_lost(
+    hub: Hub, merged: Merged, tmp_path: Path
+) -> None:
+    hub.create(REPO, {"config.json": b"{}"})
+    head = hub.head(REPO)
+    hub.fault(LoseAnswer(), kind="commit")
+    pushed = go(merged, "hub", tmp_path, create_pr=True)
+    assert (pushed.branch, pushed.new) == ("refs/pr/1", True)
+    assert pushed.url == f"{hub.url}/{REPO}/discussions/1"
+    assert pushed.commit == hub.head(REPO, "refs/pr/1")
+    assert files_on(hub, REPO, "refs/pr/1").keys() == files_of(merged.folder).keys()
+    assert hub.log.commits(REPO) == 1
+    assert hub.head(REPO) == head

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 import streammerge
 from streammerge.errors import HubError, OutputError
+from streammerge.storage import retrying
 from tests.support.hub import READ, STRANGER, Hub
 from tests.support.targets import REPO, SHARDS, Merged, files_of, files_on, merge_once
 
@@ -19,6 +20,11 @@ from tests.support.targets import REPO, SHARDS, Merged, files_of, files_on, merg
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Merged:
     return merge_once(tmp_path_factory.mktemp("merged"))
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "pause", lambda seconds, stop: None)
 
 
 REFUSED_ACCESS: dict[str, tuple[Callable[[pytest.MonkeyPatch, Hub], object], str, str, str]] = {

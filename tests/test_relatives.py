@@ -13,9 +13,11 @@ import streammerge
 from demo.models import BASE, FINE_TUNE
 from streammerge.errors import UnrelatedError
 from streammerge.relatives import ELEMENTS, MATRICES, Relation, compare
+from streammerge.storage import DownloadMode
 from streammerge.storage.local import BufferedReader
 from tests.support.checkpoints import Tensors, like, random_tensor, write_checkpoint
 from tests.support.cli import in_process
+from tests.support.hub import Hub
 from tests.support.merging import assert_untouched, write_all
 from tests.support.preparing import prepare_average
 
@@ -210,3 +212,21 @@ def test_a_real_model_and_its_fine_tune(tmp_path: Path) -> None:
     (relation,) = compare(prepared.plan, prepared.checkpoints)
     assert min(relation.cosines.values()) > 0.99
     assert relation.distance < 0.1
+
+
+@pytest.mark.parametrize("download", ["cache", "stream"])
+def test_models_on_the_hub_are_sampled_by_ranges_and_not_downloaded(
+    tmp_path: Path, hub: Hub, download: DownloadMode
+) -> None:
+    large = {f"layers.{i}.weight": random_tensor((500, 1000), torch.float16, i) for i in range(20)}
+    other = {name: tensor.flip(0).contiguous() for name, tensor in large.items()}
+    for repo, tensors in (("org/a", large), ("org/b", like(large, 2)), ("org/c", other)):
+        hub.create(repo, write_checkpoint(tmp_path / repo, tensors, shards=3))
+    for repo, foreign in (("org/b", 0), ("org/c", 1)):
+        hub.log.clear()
+        plan = streammerge.plan_average(["org/a", repo], tmp_path / "out", download=download)
+        assert len([note for note in plan.notes if "unrelated" in note]) == foreign
+        shards = hub.log.ranges("*.safetensors")
+        samples = [span for span in shards if span[1] and span[1] - span[0] == 2 * ELEMENTS]
+        assert len(samples) == 2 * MATRICES
+        assert len(shards) == 2 * MATRICES + 2 * 3, "besides the samples, a header of each shard"

@@ -114,7 +114,7 @@ def test_a_kept_shard_that_was_damaged_is_made_again(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda models: ({"weights": [2, 1]}, models), "weight"),
+        (lambda models: ({"weights": [2, 1]}, models), "coefficient"),
         (lambda models: ({"dtype": "float32"}, models), "dtype: auto then, float32 now"),
         (lambda models: ({}, models[::-1]), "m1"),
         (lambda models: (os.utime(Path(models[0]) / "model.safetensors") or {}, models), "version"),

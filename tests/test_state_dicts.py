@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import streammerge as sm
 from streammerge.errors import RecipeError, TensorsDifferError, UnsupportedError
 from tests.support.checkpoints import Tensors, like, random_tensors
-from tests.support.merging import assert_exact, merge, refusal
+from tests.support.merging import assert_exact, assert_same_bits, merge, refusal
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 DTYPES = (*FLOATS, torch.int64, torch.bool)
@@ -25,14 +25,6 @@ DTYPES = (*FLOATS, torch.int64, torch.bool)
 def three(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Tensors]:
     first = random_tensors(1, dtypes)
     return [first, like(first, 2), like(first, 3)]
-
-
-def assert_same_bits(found: Tensors, expected: Tensors) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
-        ours, theirs = (t.reshape(-1).view(torch.uint8) for t in (found[name], tensor))
-        assert torch.equal(ours, theirs), name
 
 
 @pytest.mark.parametrize(

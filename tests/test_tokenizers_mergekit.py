@@ -22,6 +22,8 @@ from tests.support.tokens import (
 )
 from tests.support.views import merge_views, read_tensor
 
+pytestmark = [needs_oracle, pytest.mark.timeout(300)]  # one run of the oracle for all
+
 COMMON = [f"w{i}" for i in range(20)]
 MODELS: dict[str, dict[str, Any]] = {
     "a": {"words": ["<unk>", *COMMON, "onlya"], "added": ["<s>", "addA"]},
@@ -94,7 +96,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@needs_oracle
 @pytest.mark.parametrize("case", CASES)
 def test_rows_and_vocabulary_are_mergekits(written: Path, tmp_path: Path, case: str) -> None:
     weights, base, tokenizer = CASES[case]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from streammerge.budget import make_layout
 from streammerge.checkpoint import as_read, open_checkpoint
+from streammerge.formats.folder import SafetensorsCheckpoint
 from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
+from streammerge.references import parse_reference
 from streammerge.storage.local import LocalStorage
 from streammerge.views.lora import LoraApplied
 from tests.support.adapters import applied, factors, write_adapter
@@ -170,6 +176,19 @@ def test_what_is_not_changed_stays_where_it_was(tmp_path: Path) -> None:
     assert found.identity().items() > base.identity().items()
 
 
+def test_what_is_opened_again_by_the_pinned_name_has_the_adapter(tmp_path: Path) -> None:
+    base = SafetensorsCheckpoint(LocalStorage(write_base(tmp_path / "base")))
+    storage = LocalStorage(write_adapter(tmp_path / "a", factors("layers.0.q", 72, 40)))
+    assert LoraApplied(base, storage).pinned == ""
+    base.pinned = "org/model@12ab"
+    assert LoraApplied(base, storage).pinned == f"org/model@12ab+{tmp_path / 'a'}"
+    storage.pinned = "org/adapter@34cd"
+    found = parse_reference(LoraApplied(base, storage).pinned)
+    assert (found.repo_id, found.revision) == ("org/model", "12ab")
+    assert found.adapter is not None
+    assert (found.adapter.repo_id, found.adapter.revision) == ("org/adapter", "34cd")
+
+
 def test_the_identity_follows_the_adapters_config(tmp_path: Path) -> None:
     base, parts = write_base(tmp_path / "base"), factors("layers.0.q", 72, 40)
     one = view(base, write_adapter(tmp_path / "a", parts)).identity()
@@ -241,6 +260,38 @@ def test_every_budget_and_mode_gives_the_same_bytes_and_one_rounding(tmp_path: P
     assert torch.equal(merged["rest"], w["rest"])
 
 
+def test_threads_read_the_same_bits(tmp_path: Path) -> None:
+    w = {f"{i}.weight": random_tensor((300, 400), BF16, i) for i in range(3)}
+    parts = factors("0", 300, 400) | factors("1", 300, 400, seed=1) | factors("2", 300, 400, seed=2)
+    found = view(write_checkpoint(tmp_path / "base", w), write_adapter(tmp_path / "a", parts, r=4))
+    names = list(w) * 8
+    with ThreadPoolExecutor(4) as pool:
+        tensors = list(pool.map(lambda name: read_tensor(found, name), names))
+    for name, tensor in zip(names, tensors, strict=True):
+        assert torch.equal(tensor, read_tensor(found, name))
+
+
+def test_what_is_not_finite_or_cut_off_is_refused_by_name(tmp_path: Path) -> None:
+    parts = factors("layers.0.q", 72, 40)
+    parts["layers.0.q.lora_B.weight"][3, 1] = float("nan")
+    base = write_base(tmp_path / "base")
+    found = view(base, write_adapter(tmp_path / "a", parts))
+    models = [open_checkpoint(base), found]
+    refusal(lambda: merge_views(models, tmp_path / "out"), r"layers\.0\.q\.weight", "NaN")
+    with (tmp_path / "a/adapter_model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    refusal(lambda: merge_views(models, tmp_path / "out"), "ends before", "adapter_model")
+
+
+def test_a_tied_head_that_follows_the_embedding_is_said(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", base_tensors(), config={"tie_word_embeddings": True})
+    parts = {
+        "embed_tokens.lora_embedding_A": torch.ones(4, 96),
+        "embed_tokens.lora_embedding_B": torch.ones(40, 4),
+    }
+    assert any("tied" in note for note in view(base, write_adapter(tmp_path / "a", parts)).notes)
+
+
 def test_a_kept_tensor_is_rounded_once_to_the_models_dtype(tmp_path: Path) -> None:
     base, parts = write_base(tmp_path / "base"), factors("layers.0.q", 72, 40)
     found = view(base, write_adapter(tmp_path / "a", parts))
@@ -265,8 +316,6 @@ def test_the_budget_counts_what_a_view_needs(tmp_path: Path) -> None:
     plain = open_checkpoint(base)
     assert wide.scratch > 8 * 64 * 50_000
     recipe = average_recipe(["a", "b"], None, "auto", [], [], None)
-    from streammerge.budget import make_layout
-
     peaks = [
         make_layout(make_plan(recipe, models, 10**9), models, 2**30).peak
         for models in ([plain, plain], [wide, plain])
@@ -283,7 +332,7 @@ def test_a_tokenizer_beside_the_adapter_replaces_the_bases(tmp_path: Path) -> No
     (adapter / "tokenizer.json").write_text("[1]")
     found = view(base, adapter)
     assert found.read_side_file("tokenizer.json") == b"[1]"
-    assert found.side_files()["tokenizer.json"] == 3
+    assert found.side_files()["tokenizer.json"].size == 3
     assert "vocab.txt" not in found.side_files()
     assert "generation_config.json" in found.side_files()
 
@@ -346,8 +395,6 @@ REFUSED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
 def test_refused(tmp_path: Path, parts: Tensors, config: dict[str, Any], says: str) -> None:
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "a", parts, **config)
     message = refusal(lambda: view(base, adapter))
-    import re
-
     assert re.search(says, message, re.S), message
 
 
@@ -362,8 +409,6 @@ def test_folders_that_are_no_adapters_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_without_the_prefix_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     adapter = write_adapter(tmp_path / "a", Q)
     save_file(Q, adapter / "adapter_model.safetensors")
     refusal(lambda: view(write_base(tmp_path / "base"), adapter), "no LoRA adapter has")

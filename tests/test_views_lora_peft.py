@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from streammerge.views.lora import LoraApplied
 from tests.support.checkpoints import read_checkpoint
 from tests.support.oracle import needs_oracle, run_oracle
 from tests.support.views import read_tensor
+
+pytestmark = [needs_oracle, pytest.mark.timeout(300)]  # one run of the oracle for all
 
 CASES = {
     "plain": ("llama", {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}),
@@ -74,14 +77,11 @@ for number, (kind, config) in enumerate(cases):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import json
-
     root = tmp_path_factory.mktemp("peft")
     run_oracle(SCRIPT, root, json.dumps(list(CASES.values())))
     return root
 
 
-@needs_oracle
 @pytest.mark.parametrize("case", CASES)
 def test_the_result_is_pefts(written: Path, case: str) -> None:
     folder = written / str(list(CASES).index(case))

@@ -72,6 +72,7 @@ def _open_inputs(manifest: Manifest) -> tuple[list[Checkpoint], list[Finding]]:
             opened[reference] = open_checkpoint(
                 pinned.get(reference) or reference, HubAccess("stream")
             )
+            opened[reference].label = reference
         except StreammergeError as error:
             absolute = reference.startswith("/") or pinned.get(reference)
             hint = "" if absolute else " (paths count from where the merge ran)"
@@ -187,5 +188,5 @@ def _compare(
 
 def _layout(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Layout:
     """Return a layout whose windows no merge has."""
-    layout = make_layout(plan, checkpoints, None, any(c.pinned for c in checkpoints))
+    layout = make_layout(plan, checkpoints, None)
     return replace(layout, window=next(w for w in _WINDOWS if w < layout.window))

@@ -31,6 +31,7 @@ class Tensors:
     dtype: o.DtypeOption = o.Dtype.auto
     skip: o.Skip = None
     keep: o.Keep = None
+    rows: o.RowsOption = None
     side_files_from: o.SideFilesFrom = None
 
 

@@ -64,6 +64,7 @@ def _tensor_options(options: dict[str, Any]) -> TensorOptions:
         "dtype": options["dtype"].value,
         "skip": options["skip"] or (),
         "keep": options["keep"] or (),
+        "rows": options["rows"].value if options["rows"] else None,
         "side_files_from": options["side_files_from"],
     }
 

@@ -25,6 +25,14 @@ class Download(StrEnum):
     stream = "stream"
 
 
+class Rows(StrEnum):
+    """Choices of --rows."""
+
+    min = "min"
+    max = "max"
+    base = "base"
+
+
 class Io(StrEnum):
     """Choices of --io."""
 
@@ -181,6 +189,15 @@ Keep = Annotated[
         "--keep",
         metavar="GLOB",
         help="Take tensors from the first model that has them (repeatable).",
+    ),
+]
+RowsOption = Annotated[
+    Rows | None,
+    typer.Option(
+        "--rows",
+        help="Where vocabularies were padded to different sizes: the rows that all models have, "
+        "all rows, or as many as the base model (the first) has.",
+        show_default=False,
     ),
 ]
 SideFilesFrom = Annotated[

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from streammerge.api import Prepared, Result
+from streammerge.api import Prepared
 from streammerge.errors import StreammergeError, printable
 from streammerge.forecast import Forecast
 from streammerge.outputs import Pushed
+from streammerge.report import Result
 from streammerge.tensors import TensorInfo, format_size
 from streammerge.wording import methods_in_words, part_in_words, step_in_words
 
@@ -81,6 +82,7 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
     counts = Counter(the_plan.steps[tensor.step].action for tensor in the_plan.tensors)
     names = {"merge": "merged", "equal": "copied as equal", "copy": "copied from one model"}
     coverage = ", ".join(f"{n:,} {names[action]}" for action, n in counts.items())
+    sent = prepared.output.bytes_to_send(the_plan)
     table = grid("", "")
     table.show_header = False
     rows = {
@@ -89,7 +91,8 @@ def _summary(prepared: Prepared, facts: Forecast) -> Table:
         f"{_dtypes([tensor.info for tensor in the_plan.tensors])}",
         "coverage": coverage,
         "traffic": f"{format_size(facts.bytes_read)} to read, "
-        f"{format_size(facts.bytes_written)} to write",
+        f"{format_size(facts.bytes_written)} to write"
+        + (f", {format_size(sent)} to send" if sent else ""),
         "download": f"{format_size(facts.bytes_downloaded)} into the cache, before the merge",
         "reading": facts.reading,
         "memory": f"{prepared.layout.describe()}; "
@@ -135,6 +138,7 @@ def plan_as_json(prepared: Prepared, facts: Forecast) -> None:
             "coefficients": {model.label: model.coefficient for model in the_plan.inputs},
             "parameters": the_plan.parameters,
             **asdict(facts),
+            "bytes_sent": prepared.output.bytes_to_send(the_plan),
             "layout": asdict(prepared.layout),
             "plan": the_plan.model_dump(mode="json"),
         }
@@ -146,10 +150,11 @@ def result(done: Result, facts: Forecast, known: Sequence[str]) -> None:
     console = open_console()
     rate = (facts.bytes_read + facts.bytes_written) / max(done.seconds, 1e-9)
     how = ", ".join(f"{count} {mode}" for mode, count in sorted(done.read_modes.items()))
+    how = f"; files read: {how}" if how else ""
     console.print(
         f"{escape(str(done.out))}: {done.parameters:,} parameters, "
         f"{format_size(facts.bytes_written)} in {done.seconds:.1f} s "
-        f"({format_size(rate)}/s read and written; files read: {how})"
+        f"({format_size(rate)}/s read and written{how})"
     )
     if done.kept == len(done.shards):
         console.print("  an interrupted run had merged all of it already")
@@ -161,6 +166,8 @@ def result(done: Result, facts: Forecast, known: Sequence[str]) -> None:
         console.print(f"  … and {len(done.shards) - _FEW} more in streammerge.json")
     if done.pushed is not None:
         pushed(done.pushed)
+    for label, count in sorted(done.nonfinite_inputs.items()):
+        console.print(f"  [yellow]{count:,} NaN or Inf[/] read from {escape(printable(label))}")
     for name, count in sorted(done.nonfinite.items()):
         console.print(f"  [yellow]{count:,} NaN or Inf[/] in {escape(printable(name))}")
     for note in done.notes:

@@ -13,6 +13,7 @@ from streammerge.budget import make_layout
 from streammerge.errors import (
     CoverageError,
     NonFiniteError,
+    PlanError,
     RecipeError,
     StreammergeError,
     TensorsDifferError,
@@ -42,6 +43,7 @@ _REMEDIES: dict[type[StreammergeError], str] = {  # in the words of Python, not 
     "keep=['*.num_batches_tracked'].",
     NonFiniteError: "Look at the model or choose a wider dtype=; or let such values pass with "
     "allow_nonfinite=True.",
+    PlanError: "Merge with device='cpu': the bits are the same.",
 }
 
 
@@ -155,6 +157,6 @@ def _execute(
         checkpoints,
         replace(layout, window=min(layout.window, _WINDOW)),
         output,
-        device=choose_device(device),
+        device=choose_device("cpu" if device == "auto" else device),
         allow_nonfinite=allow_nonfinite,
     ).run()

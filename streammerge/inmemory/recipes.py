@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -16,7 +17,8 @@ def make_recipe(
     base: str | None,
     method: str,
     parameters: Mapping[str, Any],
-    dtype: object,
+    dtype: object = "auto",
+    seed: int = 0,
 ) -> Recipe:
     """Return the recipe of a merge of named models.
 
@@ -24,8 +26,10 @@ def make_recipe(
         names: of the models, without the base model.
         base: name of the base model, if there is one.
         method: name or alias.
-        parameters: of the method; a mapping from names of models gives each its own value.
+        parameters: of the method; a mapping from names of models gives each its own value, a list
+            is a gradient over the layers.
         dtype: of merged tensors: "auto", a name, or a torch dtype.
+        seed: of methods that draw random numbers.
 
     Raises:
         RecipeError: a method that is unknown or lacks its base model, or values that make no sense.
@@ -54,17 +58,21 @@ def make_recipe(
         base_model=base,
         parameters=common,
         out_dtype=_dtype_name(dtype),
+        seed=seed,
     )
 
 
 def _plain(key: str, value: Any) -> Any:
-    """Return a number of numpy or torch as one of Python."""
-    if isinstance(value, list | tuple):  # which a recipe would take for a gradient over layers
-        raise RecipeError(
-            f"{key} is a list",
-            "Give one value, or a mapping from the names of models to their values.",
-        )
-    return value.item() if hasattr(value, "item") else value
+    """Return a value as a recipe has it; numbers and arrays of numpy and torch as Python's."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple) and value:
+        return tuple(_plain(key, part) for part in value)
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise RecipeError(
+        f"{key} is {value!r}",
+        "Give a finite number, a text or a truth value; or a list of them, over the layers.",
+    )
 
 
 def _dtype_name(dtype: object) -> OutDtype:

@@ -120,14 +120,15 @@ def merge_method(
 
     def register(function: _F) -> _F:
         arguments = inspect.signature(function).parameters
+        parameters = read_parameters(function)
         base = arguments.get("base")
         optional = base is not None and "None" in str(base.annotation)
         method = Method(
             name=name,
             aliases=aliases,
             function=function,
-            sees=frozenset(n for n, a in arguments.items() if a.kind is not a.KEYWORD_ONLY),
-            parameters=read_parameters(function),
+            sees=frozenset(arguments) - parameters.keys(),
+            parameters=parameters,
             base="none" if base is None else "optional" if optional else "required",
             granularity=granularity if callable(granularity) else lambda *_: granularity,
             measure=measure,
@@ -147,10 +148,18 @@ def merge_method(
 
 from streammerge.methods import (  # noqa: E402  they register themselves
     averages,  # noqa: F401
+    breadcrumbs,  # noqa: F401
+    dare,  # noqa: F401
+    della,  # noqa: F401
     median,  # noqa: F401
     model_stock,  # noqa: F401
+    passthrough,  # noqa: F401
+    ram,  # noqa: F401
+    sce,  # noqa: F401
+    selective,  # noqa: F401
     slerp,  # noqa: F401
     spectral,  # noqa: F401
     spheres,  # noqa: F401
     task_vectors,  # noqa: F401
+    ties,  # noqa: F401
 )

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,14 +25,19 @@ CHUNK = 64 * 1024
 
 
 class Measurement(Protocol):
-    """A measurement of one tensor, in one or more rounds over all of its chunks.
-
-    Attributes:
-        wide: chunks are to come in fp64, whatever the method computes in.
-    """
+    """A measurement of one tensor, in one or more rounds over all of its chunks."""
 
     @property
-    def wide(self) -> bool: ...
+    def every(self) -> int:
+        """How far apart the elements lie that this round needs; 1 for all of them.
+
+        Where a method takes any elements, a chunk then holds every so many-th of its elements
+        only, and its place still tells all of them.
+        """
+
+    @property
+    def wide(self) -> bool:
+        """Whether chunks are to come in fp64, whatever the method computes in."""
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what one chunk contributes; called by several threads, so nothing may change.
@@ -64,7 +68,7 @@ class Sums:
         values: the sums; one fp64 for each number.
     """
 
-    wide = False
+    every, wide = 1, False
 
     def __init__(
         self, terms: Callable[[Sequence[Tensor], Tensor | None, Place], Sequence[float]]
@@ -97,110 +101,17 @@ def _exact_sum(values: Sequence[float]) -> float:
         return math.nan
 
 
-_DIGIT = 16  # bits of a magnitude that a round decides
+def finite_sum(values: Tensor) -> float:
+    """Return the sum of fp64 numbers of a chunk; those that are NaN or Inf count as nothing.
 
-
-class Ranks:
-    """Exact order statistics of magnitudes: the k-th largest |x|, by a radix select.
-
-    The bits of a float without its sign grow with its magnitude. Each round counts 16 of them, from
-    the highest, for the elements that agree with what the rounds before have found: two rounds for
-    fp32, four for fp64, and no sort.
-
-    Args:
-        vectors: makes the vectors of a chunk from its tensors and base.
-        wanted: pairs of a vector's index and a rank, 1 for the largest.
-
-    Attributes:
-        values: the magnitudes found, one for each pair; inf for a rank below 1.
+    The bits depend on neither the processor nor the number of threads.
     """
-
-    wide = False
-
-    def __init__(
-        self,
-        vectors: Callable[[Sequence[Tensor], Tensor | None], Sequence[Tensor]],
-        wanted: Sequence[tuple[int, int]],
-    ) -> None:
-        self._vectors, self._wanted = vectors, list(wanted)
-        self._ranks = [rank for _, rank in wanted]
-        self._prefixes = [0] * len(wanted)
-        self._known = 0  # bits that are decided
-        self._bits = 0  # bits of a magnitude; 0 until the first chunk is seen
-        self._counts: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self.values: list[float] = [math.inf] * len(wanted)
-
-    def observe(
-        self, tensors: Sequence[Tensor], base: Tensor | None, place: Place
-    ) -> tuple[int, dict[tuple[int, int], NDArray[np.int64]]]:
-        """Return the counts of the next digit, for each vector and prefix that is looked for."""
-        vectors = self._vectors(tensors, base)
-        bits = 8 * vectors[0].element_size() - 1
-        shift, width = _digit(bits, self._known)
-        counts = {}
-        for vector, prefix in dict.fromkeys(self._sought()):
-            keys = _magnitude_bits(vectors[vector])
-            if self._known:
-                keys = keys[keys >> (bits - self._known) == prefix]
-            digits = (keys >> shift) & ((1 << width) - 1)
-            counts[vector, prefix] = np.bincount(digits, minlength=1 << width)
-        return bits, counts
-
-    def _sought(self) -> list[tuple[int, int]]:
-        return [
-            (vector, prefix)
-            for (vector, rank), prefix in zip(self._wanted, self._prefixes, strict=True)
-            if rank >= 1
-        ]
-
-    def add(self, part: tuple[int, dict[tuple[int, int], NDArray[np.int64]]]) -> None:
-        """Add the counts of a chunk."""
-        self._bits, counts = part
-        for key, count in counts.items():
-            if key in self._counts:
-                self._counts[key] += count
-            else:
-                self._counts[key] = count
-
-    def another_round(self) -> bool:
-        """Find the digit of each wanted magnitude; go on until all bits are known."""
-        if not self._counts:  # an empty tensor, or nothing wanted
-            return False
-        _, width = _digit(self._bits, self._known)
-        for index, (vector, rank) in enumerate(self._wanted):
-            if rank < 1:
-                continue
-            counts = self._counts[vector, self._prefixes[index]]
-            above = np.cumsum(counts[::-1])
-            place = int(np.searchsorted(above, self._ranks[index]))
-            place = min(place, len(counts) - 1)
-            self._ranks[index] -= int(above[place] - counts[::-1][place])
-            self._prefixes[index] = (self._prefixes[index] << width) | (len(counts) - 1 - place)
-        self._counts = {}
-        self._known += width
-        if self._known < self._bits:
-            return True
-        kind: type[np.floating[Any]] = np.float32 if self._bits == 31 else np.float64
-        integers = np.array(self._prefixes, np.uint32 if self._bits == 31 else np.uint64)
-        self.values = [
-            float(value) if rank >= 1 else math.inf
-            for value, (_, rank) in zip(integers.view(kind), self._wanted, strict=True)
-        ]
-        return False
-
-
-def _digit(bits: int, known: int) -> tuple[int, int]:
-    """Return shift and width of the digit after the `known` highest bits."""
-    width = min(_DIGIT, bits - known)
-    return bits - known - width, width
-
-
-def _magnitude_bits(tensor: Tensor) -> NDArray[np.signedinteger[Any]]:
-    import torch
-
-    integer = torch.int32 if tensor.dtype is torch.float32 else torch.int64
-    array: NDArray[np.signedinteger[Any]] = tensor.reshape(-1).view(integer).numpy()
-    return array & np.array(np.iinfo(array.dtype).max, array.dtype)
+    array = values.reshape(-1).numpy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = float(array.sum())
+        if not math.isfinite(total):
+            total = float(np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0).sum())
+    return total
 
 
 class InTurn:
@@ -221,8 +132,13 @@ class InTurn:
         self.done: list[Measurement] = []
 
     @property
+    def every(self) -> int:
+        """What the present one needs."""
+        return self._now.every
+
+    @property
     def wide(self) -> bool:
-        """What the present one wants."""
+        """What the present one needs."""
         return self._now.wide
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streammerge.errors import MergeError, printable
 from streammerge.methods import Method
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.place import Place
@@ -66,10 +67,11 @@ class Task:
         again: list[Tensor] = []
         for block, arguments in self._blocks(inputs, workspace, start, self.compute):
             result = self._merged(arguments)
-            low = max(start + block.start, first)
-            high = min(start + block.stop, first + out.numel())
+            begin, end = start + block.start, start + block.stop
+            low, high = max(begin, first), min(end, first + out.numel())
             if low < high:
-                wanted = result.view(-1)[low - start - block.start : high - start - block.start]
+                flat = result.view(-1)
+                wanted = flat if (low, high) == (begin, end) else flat[low - begin : high - begin]
                 _round(wanted, out[low - first : high - first], workspace)
             if self._can_repeat(inputs, out):
                 found = cancelled(out[block], [tensor[block] for tensor in inputs], workspace)
@@ -99,31 +101,33 @@ class Task:
     def observe(self, inputs: Sequence[Tensor], workspace: Workspace, start: int) -> Iterator[Any]:
         """Yield what the measurement takes from each chunk of a stretch."""
         assert self.measured is not None
+        every = 1 if self.rows else self.measured.every
         dtype = torch.float64 if self.measured.wide else self.compute
-        for _, arguments in self._blocks(inputs, workspace, start, dtype):
+        for _, arguments in self._blocks(inputs, workspace, start, dtype, every):
             tensors, base, place = (arguments[key] for key in ("tensors", "base", "place"))
             yield self.measured.observe(tensors, base, place)
 
     def _blocks(
-        self, inputs: Sequence[Tensor], workspace: Workspace, start: int, dtype: torch.dtype
+        self,
+        inputs: Sequence[Tensor],
+        workspace: Workspace,
+        start: int,
+        dtype: torch.dtype,
+        every: int = 1,
     ) -> Iterator[tuple[slice, dict[str, Any]]]:
         """Yield each block's place in the stretch, and what there is for a method to see of it."""
-        numel = inputs[0].numel()
-        for begin in range(0, numel, self.chunk):
-            block = slice(begin, min(begin + self.chunk, numel))
-            size = block.stop - begin
+        numel, chunk = inputs[0].numel(), self.chunk * every
+        for begin in range(0, numel, chunk):
+            block = slice(begin, min(begin + chunk, numel))
+            parts = [tensor[begin : block.stop : every] for tensor in inputs]
             copies = [
-                workspace.buffer(f"input {i}", dtype, size).copy_(tensor[block])
-                for i, tensor in enumerate(inputs)
+                workspace.buffer(f"input {i}", dtype, part.numel()).copy_(part)
+                for i, part in enumerate(parts)
             ]
             if self.rows:
                 copies = [copy.view(-1, self.unit) for copy in copies]
-            place = Place(self.name, self.shape, start + begin, size)
+            place = Place(self.name, self.shape, start + begin, block.stop - begin)
             yield block, {**self._seen(copies), "measured": self.measured, "place": place}
-
-    def _merged(self, available: Mapping[str, Any]) -> Tensor:
-        result: Tensor = self.method.function(**self.method.arguments(available), **self.parameters)
-        return result
 
     def _seen(self, copies: Sequence[Tensor]) -> dict[str, Any]:
         """Return the models' and the base model's part of the inputs."""
@@ -131,17 +135,30 @@ class Task:
             return {"tensors": copies[:-1], "base": copies[-1]}
         return {"tensors": copies, "base": None}
 
+    def _merged(self, available: Mapping[str, Any]) -> Tensor:
+        result: Tensor = self.method.function(**self.method.arguments(available), **self.parameters)
+        return result
+
     def whole(self, copies: Sequence[Tensor], out: Tensor) -> None:
         """Merge a whole tensor for a method that needs it whole.
 
         Args:
             copies: of the inputs, flat and in the dtype of the computation; may be overwritten.
             out: flat, and as long.
+
+        Raises:
+            MergeError: a decomposition does not converge.
         """
         torch.set_num_threads(1)  # the bits that LAPACK returns depend on their number
         shaped = [copy.view(self.shape) for copy in copies]
         place = Place(self.name, self.shape, 0, out.numel())
-        result = self._merged({**self._seen(shaped), "measured": None, "place": place})
+        try:
+            result = self._merged({**self._seen(shaped), "measured": None, "place": place})
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise MergeError(
+                f"{self.method.name} cannot decompose {printable(self.name)}: {error}",
+                "Leave the tensor out with --skip, or take it from the first model with --keep.",
+            ) from error
         flat = result.reshape(-1)
         workspace = Workspace(out.device)
         for block in workspace.blocks(out.numel(), self.compute):

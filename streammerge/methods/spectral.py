@@ -15,10 +15,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from streammerge.errors import MergeError
 from streammerge.methods import Granularity, merge_method
+from streammerge.methods.combining import task_vectors
 from streammerge.methods.parameters import Alias, Bounds, Lambda
-from streammerge.methods.task_vectors import task_vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,20 +71,10 @@ def _sum(matrices: Sequence[Tensor]) -> Tensor:
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U, the singular values and Vᵀ.
-
-    Raises:
-        MergeError: LAPACK's iteration does not converge.
-    """
+    """Return U, the singular values and Vᵀ."""
     import torch
 
-    try:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise MergeError(
-            f"the singular values cannot be computed: {error}",
-            "Give this tensor another method in the recipe's `rules`.",
-        ) from None
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return left, values, right
 
 
@@ -155,9 +144,6 @@ def iso_c(
         tensors, base: the models and the base model: matrices, m × n, whole; or blocks of tensors
             of another number of axes, which are averaged.
         scaling_factor: λ.
-
-    Raises:
-        MergeError: the singular values cannot be computed.
     """
 
     def merge(matrices: Sequence[Tensor]) -> Tensor:
@@ -194,9 +180,6 @@ def iso_cts(
             of another number of axes, which are averaged.
         scaling_factor: λ.
         common_space_fraction: k/r; k is rounded so that the N models share r − k equally.
-
-    Raises:
-        MergeError: the singular values cannot be computed.
     """
 
     def merge(matrices: Sequence[Tensor]) -> Tensor:
@@ -242,9 +225,6 @@ def tsv_m(
         tensors, base: the models and the base model: matrices, m × n, whole; or blocks of tensors
             of another number of axes, which are averaged.
         scaling_factor: λ.
-
-    Raises:
-        MergeError: the singular values cannot be computed.
     """
 
     def merge(matrices: Sequence[Tensor]) -> Tensor:

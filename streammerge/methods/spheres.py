@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streammerge.errors import MergeError, RecipeError
+from streammerge.errors import RecipeError
 from streammerge.methods import merge_method
 from streammerge.methods.combinations import (
     Combination,
@@ -35,14 +35,9 @@ def _multislerp(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
     size = lengths(gram)
     unit = 1 / (size + eps)
     length = math.sqrt(max(0.0, float(weights @ (gram * np.outer(unit, unit)) @ weights)))
-    if length >= eps:
-        return list(map(float, weights * unit * (size @ weights) / length))
-    if len(weights) == 2 or not size.any():
+    if length < eps:
         return list(map(float, weights))
-    raise MergeError(
-        "the weighted directions of the models cancel, so multislerp has no mean",
-        "Give other weights, or this tensor another method in the recipe's `rules`.",
-    )
+    return list(map(float, weights * unit * (size @ weights) / length))
 
 
 def _weights_have_a_sum(parameters: Mapping[str, Any]) -> None:
@@ -71,8 +66,8 @@ def multislerp(
 
     r · Σ wᵢuᵢ / ‖Σ wᵢuᵢ‖, with the directions uᵢ = vᵢ/‖vᵢ‖ and the mean length r = Σ wᵢ‖vᵢ‖
     (https://goddard.blog/posts/multislerp-wow-what-a-cool-idea, whose step along the mean of the
-    tangents is zero, as the tangents at this point cancel). Two vectors whose directions cancel are
-    interpolated linearly.
+    tangents is zero, as the tangents at this point cancel). Where the directions cancel, as scalars
+    of both signs do, the linear mean.
 
     Args:
         tensors, base: blocks of the models and of the base model.
@@ -80,9 +75,6 @@ def multislerp(
         weight: of each model.
         normalize_weights: divide the weights by their sum.
         eps: added to lengths that are divided by; a sum of directions shorter than this is zero.
-
-    Raises:
-        MergeError: the directions of more than two cancel.
     """
     return measured.apply(tensors, base)
 

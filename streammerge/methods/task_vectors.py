@@ -1,23 +1,16 @@
-"""Methods on task vectors, the differences δᵢ = θᵢ − θ₀ to a base model."""
+"""Methods on whole task vectors, the differences δᵢ = θᵢ − θ₀ to a base model."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from streammerge.methods import merge_method
-from streammerge.methods.measuring import Ranks
-from streammerge.methods.parameters import Density, Lambda, Weight
+from streammerge.methods.combining import add_sum, task_vectors
+from streammerge.methods.parameters import Alias, Density, Lambda, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def task_vectors(tensors: Sequence[Tensor], base: Tensor | None) -> Sequence[Tensor]:
-    """Return θᵢ − θ₀, in the memory of θᵢ."""
-    assert base is not None
-    return [tensor.sub_(base) for tensor in tensors]
 
 
 @merge_method("task_arithmetic", drops_zero=True, paper="2212.04089")
@@ -28,72 +21,55 @@ def task_arithmetic(
     weight: Weight,
     normalize: bool = False,
     scaling_factor: Lambda = 1.0,
+    density: Density,
+    rescale: bool = False,
+    int8_mask: bool = False,
 ) -> Tensor:
     """Task arithmetic: θ₀ + λ Σ wᵢ(θᵢ − θ₀).
 
     Args:
         tensors, base: blocks of the models and of the base model, of one shape.
         weight: wᵢ, of each model.
-        normalize: divide by Σ wᵢ.
+        normalize: divide by Σ wᵢ, unless that is zero.
         scaling_factor: λ.
+        density, rescale, int8_mask: without effect, here as in mergekit: nothing is made sparse.
     """
-    total = base.new_zeros(base.shape)
-    for delta, share in zip(task_vectors(tensors, base), weight, strict=True):
-        total += delta.mul_(share)
-    if normalize and math.fsum(weight):
-        total /= math.fsum(weight)
-    return total.mul_(scaling_factor).add_(base)
+    return add_sum(task_vectors(tensors, base), base, weight, normalize, scaling_factor)
 
 
-def _largest(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> Ranks:
-    numel = math.prod(shape)
-    wanted = [(i, max(1, int(d * numel))) for i, d in enumerate(parameters["density"])]
-    return Ranks(task_vectors, wanted)
-
-
-@merge_method("ties", aliases=("ties_merging",), measure=_largest, passes=2, paper="2306.01708")
-def ties(
+@merge_method("expo", aliases=("linear/expo",), models=(1, 1), paper="2404.16792")
+def expo(
     tensors: Sequence[Tensor],
     base: Tensor,
-    measured: Ranks,
     *,
-    weight: Weight,
-    density: Density,
-    majority_sign_method: Literal["total", "frequency"] = "total",
-    normalize: bool = True,
-    scaling_factor: Lambda = 1.0,
+    alpha: Annotated[float, Alias(("extrapolation_factor",))],
 ) -> Tensor:
-    """TIES: trim, elect signs, merge what agrees.
+    """ExPO: extrapolation beyond a fine-tuned model, θ + α(θ − θ₀).
 
-    Of each task vector the `density` largest magnitudes stay, and all that equal the smallest of
-    those. The sign of an element is elected over the models, and the mean is taken over those that
-    have it: θ₀ + λ Σ wᵢδᵢmᵢ / Σ wᵢmᵢ.
+    Args:
+        tensors, base: blocks of the one model and of the model that it was tuned from.
+        alpha: how far beyond; 0 gives the model, −1 the base model.
+    """
+    (tuned,) = tensors
+    return (tuned - base).mul_(alpha).add_(tuned)
+
+
+@merge_method("magmax", aliases=("magmax/magmax",), paper="2407.06322")
+def magmax(tensors: Sequence[Tensor], base: Tensor, *, scaling_factor: Lambda = 1.0) -> Tensor:
+    """MagMax: of each element the change of the model that changed it most, θ₀ + λδ.
+
+    Of two changes of equal size and different sign, the positive one is taken.
 
     Args:
         tensors, base: blocks of the models and of the base model, of one shape.
-        measured: the smallest magnitude that stays, for each model.
-        weight: wᵢ, of each model.
-        density: share of a task vector's elements that stays.
-        majority_sign_method: total: the sign of Σ wᵢδᵢ; frequency: the sign that more models have.
-        normalize: divide by the weights of the models that agree.
-        scaling_factor: λ.
+        scaling_factor: λ; the authors' experiments use 0.5.
     """
+    import torch
+
     deltas = task_vectors(tensors, base)
-    for delta, share, limit, keep in zip(deltas, weight, measured.values, density, strict=True):
-        if keep <= 0:
-            delta.zero_()
-        elif keep < 1:
-            delta.masked_fill_(delta.abs() < limit, 0)
-        delta.mul_(share)
-    elected = base.new_zeros(base.shape)
-    for delta in deltas:
-        elected += delta if majority_sign_method == "total" else delta.sign()
-    positive = elected >= 0
-    total, divisor = base.new_zeros(base.shape), base.new_zeros(base.shape)
-    for delta, share in zip(deltas, weight, strict=True):
-        agrees = ((delta > 0) & positive) | ((delta < 0) & ~positive)
-        total += delta.mul_(agrees)
-        divisor += agrees * share
-    if normalize:
-        total /= divisor.masked_fill_(divisor == 0, 1)
-    return total.mul_(scaling_factor).add_(base)
+    most, least = deltas[0], deltas[0].clone()
+    for delta in deltas[1:]:
+        torch.maximum(most, delta, out=most)
+        torch.minimum(least, delta, out=least)
+    largest = torch.where(most >= -least, most, least)
+    return (largest.mul_(scaling_factor) if scaling_factor != 1 else largest).add_(base)

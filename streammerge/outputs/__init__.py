@@ -7,8 +7,9 @@ for a model before `publish`. To add one, write a module here with classes that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,11 +20,28 @@ CARD = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A finished file of the output: its name, bytes and sha256 ("" where none is needed)."""
+    """A finished file of the output: its name, bytes and sha256 ("" where none is needed).
+
+    Attributes:
+        nonfinite: NaN and infinite elements in it by tensor, where they were allowed.
+        nonfinite_inputs: those of the inputs that went into it, by the input's label.
+    """
 
     file: str
     bytes: int
     sha256: str
+    nonfinite: Mapping[str, int] = field(default_factory=dict, compare=False)
+    nonfinite_inputs: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+
+def count_nonfinite(shards: Iterable[WrittenShard]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return NaN and infinite elements of an output by tensor, and of its inputs by label."""
+    written: Counter[str] = Counter()
+    read: Counter[str] = Counter()
+    for shard in shards:
+        written.update(shard.nonfinite)
+        read.update(shard.nonfinite_inputs)
+    return dict(written), dict(read)
 
 
 class ShardFile(Protocol):

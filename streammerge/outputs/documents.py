@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -27,7 +27,6 @@ def make_documents(
     plan: Plan,
     checkpoints: Sequence[Checkpoint],
     shards: Sequence[WrittenShard],
-    nonfinite: Mapping[str, int],
     command: Sequence[str],
 ) -> tuple[dict[str, bytes], str]:
     """Return the content of every file besides the shards, and the name that must appear last.
@@ -36,7 +35,6 @@ def make_documents(
         plan: what was done.
         checkpoints: its opened inputs.
         shards: what was written.
-        nonfinite: NaN and infinite elements by tensor.
         command: the arguments that led here, for the card and the manifest.
     """
     donor = checkpoints[plan.side_files_from]
@@ -51,7 +49,7 @@ def make_documents(
     if len(plan.shards) > 1:
         last = INDEX_FILE
         documents[INDEX_FILE] = encode_json(shard_index(plan), sort=True)
-    documents[MANIFEST] = encode_manifest(plan, shards, documents, nonfinite, command)
+    documents[MANIFEST] = encode_manifest(plan, shards, documents, command)
     return documents, last
 
 

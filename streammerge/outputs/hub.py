@@ -14,6 +14,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Event
 
 from huggingface_hub import cached_assets_path, constants
 
@@ -142,10 +143,10 @@ class HubOutput:
         assert self._uploads is not None
         self._uploads.put(shard)
 
-    def _send(self, shard: WrittenShard) -> None:
+    def _send(self, shard: WrittenShard, stop: Event) -> None:
         path = self._staging / partial_name(shard.file)
         operation = addition(shard.file, path, shard.sha256)
-        self._repository.upload([operation])
+        self._repository.upload([operation], stop)
         with self._lock:
             if self._uploads is None:
                 return  # abandoned meanwhile

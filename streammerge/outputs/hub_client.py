@@ -49,7 +49,7 @@ def is_left_out(operation: CommitOperationAdd) -> bool:
 def find_stored(client: HfApi, repo: str, shards: Sequence[WrittenShard]) -> list[WrittenShard]:
     """Return those files whose content the Hub holds for a repository, committed or not."""
     stored: set[str] = set()
-    infos = [UploadInfo(s.bytes, b"", sha256=bytes.fromhex(s.sha256)) for s in shards]
+    infos = [UploadInfo(size=s.bytes, sample=b"", sha256=bytes.fromhex(s.sha256)) for s in shards]
     headers = client._build_hf_headers()
     for begin in range(0, len(infos), _BATCH):
         objects, _, _ = post_lfs_batch_info(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,14 +18,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from streammerge.errors import HubError, listing
 from streammerge.formats.side_files import is_side_file
-from streammerge.hub import NETWORK_ERROR, explain, root_cause, status_of
+from streammerge.hub import explain, refusals, root_cause, status_of
 from streammerge.outputs import Pushed
 from streammerge.outputs.hub_client import addition, git_id
 from streammerge.outputs.hub_repository import Repository, Snapshot
+from streammerge.storage.retrying import LONG_TRIES, BrokenAnswer, Patience, retried
 
-WAITS = (1.0, 4.0, 15.0)
-"""Seconds before another try at a commit."""
-_AGAIN = {408, 409, 412, 429, 500, 502, 503, 504}
+TRIES = 6
+"""At one commit, with a quarter of a minute between the first and the last."""
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "consolidated*.pth")
 _TERMS = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
 _PULL = re.compile(r"refs/pr/(\d+)")
@@ -88,37 +87,27 @@ class Commit:
             HubError: nothing was committed, or it is not known whether; the message says which.
         """
         self._repository.upload(self._operations)
+        patience = Patience(TRIES)
         failure: Exception | None = None
-        for wait in (*WAITS, None):
+        again = True
+        while True:
             head, done = self._look(failure)
             if done is not None:
                 return done
+            if failure is not None and not again:
+                raise self._not_committed(failure) from failure
             self._refuse_foreign_changes(head)
-            if wait is None:
-                break
             try:
                 return self._try(head)
             except Exception as error:
-                failure = error
-                if not _is_worth_another_try(error):
-                    break
-            time.sleep(wait)
-        assert failure is not None
-        raise self._not_committed(failure) from failure
+                failure, again = error, _is_worth_another_try(error, patience)
 
     def _look(self, failure: Exception | None) -> tuple[Snapshot, Pushed | None]:
         """Return what lies on the branch, and the push if it has all that was to be committed."""
-        for wait in (*WAITS, None):
-            try:
-                head = self._repository.snapshot()
-                pulls = self._pull_requests() if self._destination.create_pr else {}
-                break
-            except Exception as error:
-                if wait is None or not _is_worth_another_try(error):
-                    unclear = "find out whether the commit was made to"
-                    action = "commit to" if failure is None else unclear
-                    raise explain(error, action, self._destination.repo) from error
-                time.sleep(wait)
+        unclear = "find out whether the commit was made to"
+        with refusals("commit to" if failure is None else unclear, self._destination.repo):
+            head = retried(self._repository.snapshot, LONG_TRIES)
+            pulls = retried(self._pull_requests) if self._destination.create_pr else {}
         new = failure is not None
         if self._is_there(head):
             return head, self._pushed(head.commit, new)
@@ -158,8 +147,8 @@ class Commit:
             raise HubError(
                 f"{self._destination.repo} was changed on {branch} by somebody else meanwhile, "
                 f"so nothing was committed:\n{listing(changed)}",
-                f"Look at {self._repository.url}/commits/{branch}. To replace it, run the same "
-                f"command again: what was sent is not sent again.",
+                f"Look at {self._repository.url}/commits/{branch}. To replace it, try again: what "
+                "was sent is not sent again.",
             )
 
     def _try(self, head: Snapshot) -> Pushed:
@@ -194,7 +183,11 @@ class Commit:
         )
 
 
-def _is_worth_another_try(error: Exception) -> bool:
-    cause = root_cause(error)
-    status = status_of(cause)
-    return status in _AGAIN if status else isinstance(cause, NETWORK_ERROR | ConnectionError)
+def _is_worth_another_try(error: Exception, patience: Patience) -> bool:
+    """Whether the failure of a commit may pass; waits for that."""
+    conflict = status_of(error) in (409, 412)  # the next look at the branch tells what to do
+    try:
+        patience.wait(BrokenAnswer() if conflict else root_cause(error))
+    except Exception:
+        return False
+    return True

@@ -5,6 +5,7 @@ Its streammerge.json has the sha256 of every file, so none is read only to be ha
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -113,10 +114,8 @@ class PushedDirectory:
                 self._repository, self._base, self.place, manifest, self.progress
             )
         except BaseException as error:
-            where = self._repository.destination
-            error.add_note(
-                f"{self.label} is complete. `streammerge push` sends it to {where.repo}."
-            )
+            command = shlex.join(self._repository.destination.push_command(self.label))
+            error.add_note(f"{self.label} is complete: go on with `{command}`.")
             raise
 
     def stop(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
@@ -15,13 +16,13 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 
 from streammerge.errors import HubError, OutputError, listing, printable
-from streammerge.hub import LOG_IN, make_client, no_bars, refusals
+from streammerge.hub import LOG_IN, make_client, no_bars, refusals, root_cause
 from streammerge.outputs import WrittenShard
 from streammerge.outputs.hub_client import find_stored, is_left_out
 from streammerge.references import HUB_SCHEME
+from streammerge.storage.retrying import LONG_TRIES, retried
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
-_TOKENS = f"Make one with write access at {constants.ENDPOINT}/settings/tokens, then: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,13 @@ class Destination:
     def label(self) -> str:
         """How a user writes it."""
         return f"{HUB_SCHEME}{self.repo}" + (f"@{self.branch}" if self.branch != "main" else "")
+
+    def push_command(self, folder: str) -> list[str]:
+        """Return the command line that pushes a finished folder here."""
+        words = ["streammerge", "push", folder, self.repo]
+        words += ["--branch", self.branch] if self.branch != "main" else []
+        words += ["--private"] if self.private else []
+        return words + (["--create-pr"] if self.create_pr else [])
 
 
 def parse_destination(text: str, branch: str | None = None, **options: Any) -> Destination:
@@ -91,13 +99,13 @@ class Repository:
         repo, branch = self.destination.repo, self.destination.branch
         with refusals("write to", repo):
             if not (self.destination.token or get_token()):
-                raise HubError(f"cannot write to {repo}: nobody is logged in", _TOKENS + LOG_IN)
-            account = self.client.whoami()
+                raise HubError(f"cannot write to {repo}: nobody is logged in", _log_in())
+            account = retried(self.client.whoami)
             if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
                 message = f"cannot write to {repo}: the token of {account['name']} is read-only"
-                raise HubError(message, _TOKENS + LOG_IN)
+                raise HubError(message, _log_in())
             try:
-                private = self.client.model_info(repo).private
+                private = retried(lambda: self.client.model_info(repo)).private
             except RepositoryNotFoundError:
                 self._check_namespace(account)
                 return
@@ -107,9 +115,9 @@ class Repository:
                     f"Make it private at {self.url}/settings, or choose another name.",
                 )
             if not self.destination.create_pr:
-                self.client.auth_check(repo, write=True)
+                retried(lambda: self.client.auth_check(repo, write=True))
             if branch.startswith("refs/") or self.destination.create_pr:
-                self.client.model_info(repo, revision=branch)
+                retried(lambda: self.client.model_info(repo, revision=branch))
 
     def _check_namespace(self, account: Mapping[str, Any]) -> None:
         """Refuse to make a repository in a namespace that is not the user's."""
@@ -126,17 +134,16 @@ class Repository:
         repo, branch = self.destination.repo, self.destination.branch
         with refusals("prepare", repo):
             try:
-                self.client.model_info(repo)
+                retried(lambda: self.client.model_info(repo))
             except RepositoryNotFoundError:
                 # True or nothing: an organization may make its repositories private by default.
-                self.client.create_repo(
-                    repo, private=self.destination.private or None, exist_ok=True
-                )
+                private = self.destination.private or None
+                retried(lambda: self.client.create_repo(repo, private=private, exist_ok=True))
             try:
-                return self.snapshot()
+                return retried(self.snapshot)
             except RevisionNotFoundError:
-                self.client.create_branch(repo, branch=branch, exist_ok=True)
-                return self.snapshot()
+                retried(lambda: self.client.create_branch(repo, branch=branch, exist_ok=True))
+                return retried(self.snapshot)
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
         """Return what lies on the branch, or at another revision; errors are the client's own."""
@@ -154,17 +161,17 @@ class Repository:
     def stored(self, shards: Sequence[WrittenShard]) -> list[WrittenShard]:
         """Return those shards that the Hub holds for this repository, committed or not."""
         with refusals("ask what is on", self.destination.repo):
-            return find_stored(self.client, self.destination.repo, shards)
+            return retried(lambda: find_stored(self.client, self.destination.repo, shards))
 
-    def upload(self, operations: Sequence[CommitOperationAdd]) -> None:
-        """Send what is large and not on the Hub yet; the operations remember that they are."""
+    def upload(self, operations: Sequence[CommitOperationAdd], stop: Event | None = None) -> None:
+        """Send what is large and not on the Hub yet; the operations remember that they are.
+
+        Args:
+            operations: the files.
+            stop: once it is set, nothing is tried again.
+        """
         with refusals(f"upload {_names(operations)} to", self.destination.repo), no_bars():
-            self.client.preupload_lfs_files(
-                self.destination.repo,
-                additions=operations,
-                revision=self.destination.branch,
-                create_pr=self.destination.create_pr,
-            )
+            retried(lambda: self._preupload(operations), LONG_TRIES, stop)
         left_out = [operation.path_in_repo for operation in operations if is_left_out(operation)]
         if left_out:
             raise HubError(
@@ -172,6 +179,21 @@ class Repository:
                 f"{listing(left_out)}",
                 "Take these lines out of it, or choose another repository.",
             )
+
+    def _preupload(self, operations: Sequence[CommitOperationAdd]) -> None:
+        try:
+            self.client.preupload_lfs_files(
+                self.destination.repo,
+                additions=operations,
+                revision=self.destination.branch,
+                create_pr=self.destination.create_pr,
+            )
+        except RuntimeError as error:  # the client's wrapper around what went wrong with a file
+            raise root_cause(error) from error
+
+
+def _log_in() -> str:
+    return f"{constants.ENDPOINT}/settings/tokens gives tokens with write access. {LOG_IN}"
 
 
 def _names(operations: Sequence[CommitOperationAdd]) -> str:

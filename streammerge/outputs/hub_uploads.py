@@ -10,27 +10,28 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from threading import Event
 
 from streammerge.outputs import WrittenShard
 
-_PATIENCE = 5.0  # seconds that `stop` gives to the file being sent
+_PATIENCE = 3.0  # seconds that `stop` gives to the file being sent
 
 
 class Uploads:
     """A queue of finished files and the thread that sends them.
 
     Args:
-        send: sends a file and removes it from the disk.
+        send: sends a file and removes it from the disk; once the event is set, it tries no more.
         limit: bytes that may lie on the disk.
     """
 
-    def __init__(self, send: Callable[[WrittenShard], None], limit: int) -> None:
+    def __init__(self, send: Callable[[WrittenShard, Event], None], limit: int) -> None:
         self._send, self._limit = send, limit
         self._queue: deque[WrittenShard] = deque()
         self._held = 0
         self._pending = 0
         self._failure: BaseException | None = None
-        self._stopped = False
+        self._stopped = Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="uploader", daemon=True)
         self._thread.start()
@@ -69,7 +70,7 @@ class Uploads:
     def stop(self) -> None:
         """Send nothing more, and let whoever waits go on; returns at once."""
         with self._changed:
-            self._stopped = True
+            self._stopped.set()
             self._changed.notify_all()
 
     def join(self) -> None:
@@ -77,7 +78,7 @@ class Uploads:
         self._thread.join(_PATIENCE)
 
     def _is_over(self) -> bool:
-        return self._stopped or self._failure is not None
+        return self._stopped.is_set() or self._failure is not None
 
     def _raise(self) -> None:
         if self._failure is not None:
@@ -86,7 +87,7 @@ class Uploads:
     def _loop(self) -> None:
         while (shard := self._next()) is not None:
             try:
-                self._send(shard)
+                self._send(shard, self._stopped)
             except BaseException as error:
                 with self._changed:
                     self._failure = error
@@ -99,6 +100,6 @@ class Uploads:
 
     def _next(self) -> WrittenShard | None:
         with self._changed:
-            while not self._queue and not self._stopped:
+            while not self._queue and not self._stopped.is_set():
                 self._changed.wait()
-            return None if self._stopped else self._queue.popleft()
+            return None if self._stopped.is_set() else self._queue.popleft()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Journal:
         return not self.shards
 
     def _write(self) -> None:
-        shards = [{"file": s.file, "bytes": s.bytes, "sha256": s.sha256} for s in self.shards]
+        shards = [asdict(shard) for shard in self.shards]
         content = json.dumps({"identity": self._identity, "shards": shards}, indent=1)
         replace_file(self._folder / JOURNAL, content.encode())
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 
 from streammerge.errors import CheckpointError, HeaderError, ManifestError, printable
 from streammerge.formats.safetensors import load_json_object
-from streammerge.outputs import WrittenShard
+from streammerge.outputs import WrittenShard, count_nonfinite
 from streammerge.plan import Plan, PlanInput
 from streammerge.recipe import Recipe
 from streammerge.storage import Storage
@@ -61,7 +61,8 @@ class Manifest(_Data):
         shards: the weight files, by name.
         files: sha256 of every other file, but for this one.
         notes: what the user was told.
-        nonfinite: NaN and infinite elements by tensor, where they were allowed.
+        nonfinite, nonfinite_inputs: NaN and infinite elements by tensor, and those of each input by
+            its label, where they were allowed.
         checksum: sha256 of the canonical JSON of all of the above.
     """
 
@@ -78,6 +79,7 @@ class Manifest(_Data):
     files: dict[_Path, str]
     notes: tuple[str, ...]
     nonfinite: dict[str, int]
+    nonfinite_inputs: dict[str, int] = {}
     checksum: str
 
     @model_validator(mode="after")
@@ -94,7 +96,6 @@ def encode_manifest(
     plan: Plan,
     shards: Sequence[WrittenShard],
     documents: Mapping[str, bytes],
-    nonfinite: Mapping[str, int],
     command: Sequence[str],
 ) -> bytes:
     """Return the bytes of streammerge.json.
@@ -103,9 +104,9 @@ def encode_manifest(
         plan: what was done.
         shards: what was written.
         documents: every other file of the output.
-        nonfinite: NaN and infinite elements by tensor.
         command: the arguments that led here.
     """
+    nonfinite, nonfinite_inputs = count_nonfinite(shards)
     content = {
         "streammerge": plan.streammerge,
         "arithmetic": plan.arithmetic,
@@ -121,7 +122,8 @@ def encode_manifest(
         ],
         "files": {name: hashlib.sha256(documents[name]).hexdigest() for name in sorted(documents)},
         "notes": list(plan.notes),
-        "nonfinite": dict(nonfinite),
+        "nonfinite": nonfinite,
+        "nonfinite_inputs": nonfinite_inputs,
     }
     return encode_json({**content, "checksum": _checksum(content)})
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
-from streammerge.errors import RecipeError
+from streammerge.errors import RecipeError, is_unicode, printable
 from streammerge.methods.weights import exact_weights
 from streammerge.recipe.entries import ModelEntry
 from streammerge.recipe.recipe import OutDtype, Recipe
@@ -23,6 +23,7 @@ def average_recipe(
     side_files_from: str | None,
     schedule: str | None = None,
     selection: Selection = Selection(),  # noqa: B008  read-only
+    rows: str | None = None,
 ) -> Recipe:
     """Return the recipe of a weighted average.
 
@@ -30,8 +31,15 @@ def average_recipe(
     order of their steps.
 
     Raises:
-        RecipeError: too few models, or weights, a schedule or a dtype that make no sense.
+        RecipeError: too few models, a path that is no Unicode, or weights, a schedule or a dtype
+            that make no sense.
     """
+    for text in (*models, *skip, *keep, side_files_from or ""):
+        if not is_unicode(text):
+            raise RecipeError(
+                f"{printable(text)} is not Unicode and cannot be recorded",
+                "Rename it, or give a symbolic link to it that has a plain name.",
+            )
     models = expand(models) if schedule or selection else models
     if schedule is not None or selection:
         if weights is not None:
@@ -66,8 +74,15 @@ def average_recipe(
         out_dtype=_dtype_name(dtype),
         skip=tuple(skip),
         keep=tuple(keep),
+        rows=_rows(rows),
         side_files_from=side_files_from,
     )
+
+
+def _rows(name: str | None) -> Literal["min", "max", "base"] | None:
+    if name not in (None, "min", "max", "base"):
+        raise RecipeError(f"{name!r} is no rule for rows", "Choose one of min, max, base.")
+    return cast(Literal["min", "max", "base"] | None, name)
 
 
 def _dtype_name(name: str) -> OutDtype:

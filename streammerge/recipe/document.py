@@ -66,9 +66,9 @@ class Document:
         self.lines: dict[Path, int] = {}
         self._seen = 0
 
-    def see(self, path: Path, node: YamlNode) -> None:
+    def see(self, path: Path, line: int) -> None:
         """Keep the line of a part, and count it."""
-        self.lines.setdefault(path, node.start_mark.line + 1)
+        self.lines.setdefault(path, line)
         self._seen += 1
         if self._seen > MAX_NODES or len(path) > MAX_DEPTH:
             raise RecipeError(
@@ -78,11 +78,19 @@ class Document:
 
 
 class Node:
-    """A part of a document; reading it as something that it is not raises a RecipeError."""
+    """A part of a document; reading it as something that it is not raises a RecipeError.
 
-    def __init__(self, document: Document, path: Path, raw: YamlNode) -> None:
+    Attributes:
+        path: keys and list numbers from the top.
+        line: where it stands, from 1; for the value of a key the line of the key.
+    """
+
+    def __init__(
+        self, document: Document, path: Path, raw: YamlNode, key: YamlNode | None = None
+    ) -> None:
         self._document, self.path, self._raw = document, path, raw
-        document.see(path, raw)
+        self.line: int = (key or raw).start_mark.line + 1
+        document.see(path, self.line)
         if raw.tag not in _PLAIN_TAGS:
             raise self.error(
                 f"the tag {printable(raw.tag, 80)} is not allowed", "Write plain values."
@@ -103,11 +111,6 @@ class Node:
         """Whether nothing is written here."""
         plain = isinstance(self._raw, ScalarNode) and self._raw.style is None
         return plain and self._raw.value in ("", "~", "null", "Null", "NULL")
-
-    @property
-    def line(self) -> int:
-        """Its line, from 1."""
-        return self._raw.start_mark.line + 1
 
     def lines(self) -> dict[Path, int]:
         """Return the lines of everything below, by where it stands from here."""
@@ -174,8 +177,7 @@ class Node:
         for raw_key, raw in self._raw.value:
             key = Node(self._document, (*self.path, "<key>"), raw_key).text()
             self._document.lines.pop((*self.path, "<key>"))
-            node = Node(self._document, (*self.path, key), raw)
-            self._document.lines[node.path] = raw_key.start_mark.line + 1
+            node = Node(self._document, (*self.path, key), raw, raw_key)
             if key == "<<" and raw_key.style is None:
                 merged += node.items() if node.is_list else [node]
             elif key in found:

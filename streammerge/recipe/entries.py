@@ -1,4 +1,4 @@
-"""The parts of a recipe: models, slices, modules, rules, tokenizer."""
+"""The parts of a recipe: models, slices, modules, rules."""
 
 from __future__ import annotations
 
@@ -111,37 +111,3 @@ class Rule(Data):
     def applies(self, name: str) -> bool:
         """Whether the rule is meant for this tensor."""
         return any(fnmatchcase(name, glob) for glob in self.tensors)
-
-
-class TokenSource(Data):
-    """Where the embedding of one token comes from.
-
-    Attributes:
-        kind: "zero"; "model": this token in `model`; "model_token": another one in it; None leaves
-            the choice to the general rules.
-        token, token_id: the other one.
-        force: also for models that have the token.
-    """
-
-    kind: Literal["zero", "model", "model_token"] | None = None
-    model: str | None = None
-    token: str | None = None
-    token_id: int | None = None
-    force: bool = False
-
-    @model_validator(mode="after")
-    def _fits_its_kind(self) -> Self:
-        if (self.model is not None) != (self.kind in ("model", "model_token")):
-            raise ValueError("a model is named for the kinds model and model_token, and only there")
-        named = (self.token is not None) + (self.token_id is not None)
-        if named != (self.kind == "model_token"):
-            raise ValueError("model_token takes one of token and token_id, other kinds none")
-        return self
-
-
-class Tokenizer(Data):
-    """The output's tokenizer: "union", "base" or a model's; and embeddings of single tokens."""
-
-    source: str = "union"
-    tokens: dict[str, TokenSource] = Field(default_factory=dict)
-    pad_to_multiple_of: int | None = Field(default=None, gt=0)

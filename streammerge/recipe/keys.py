@@ -28,6 +28,7 @@ KEYS = (
     "compute_dtype",
     "skip",
     "keep",
+    "rows",
     "side_files_from",
     "seed",
     "plugins",

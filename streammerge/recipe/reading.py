@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from streammerge.errors import RecipeError
 from streammerge.recipe.document import Entries, Node, read_document
-from streammerge.recipe.entries import ModelEntry, Tokenizer
+from streammerge.recipe.entries import ModelEntry
 from streammerge.recipe.keys import HINTS, KEYS, REFERENCE_HINTS, REFERENCE_KEYS
 from streammerge.recipe.reading_parts import (
     Reference,
@@ -50,8 +50,8 @@ class _Reader:
     """
 
     def __init__(self, path: str, above: tuple[str, ...]) -> None:
-        self._path, self._above = path, (*above, os.path.realpath(path))
         self._root, self._text = read_document(path)
+        self._path, self._above = path, (*above, os.path.realpath(path))
 
     def read(self) -> Recipe:
         """Return the recipe of the whole file."""
@@ -70,6 +70,7 @@ class _Reader:
             "slices": tuple(read_slice(n, reference) for n in read_list(entries, "slices")),
             "rules": tuple(read_rule(n, reference) for n in read_list(entries, "rules")),
             "parameters": read_settings(entries),
+            "tokenizer": read_tokenizer(entries, reference),
             "recipes": inner,
         }
         if "modules" in entries:
@@ -78,8 +79,6 @@ class _Reader:
         for key in ("base_model", "side_files_from"):
             if key in entries:
                 fields[key] = reference(entries[key])
-        if "tokenizer" in entries or "tokenizer_source" in entries:
-            fields["tokenizer"] = _tokenizer(entries, reference)
         fields |= _plain(entries)
         _check_inputs(node, entries, fields)
         recipe = build(Recipe, node, **fields)
@@ -170,17 +169,6 @@ def _placed(node: Node, error: RecipeError) -> RecipeError:
     return error if known else RecipeError(placed.message + error.message, error.remedy)
 
 
-def _tokenizer(entries: Entries, reference: Reference) -> Tokenizer:
-    if "tokenizer" not in entries:
-        return Tokenizer(source=reference(entries["tokenizer_source"]))
-    if "tokenizer_source" in entries:
-        raise entries["tokenizer_source"].error(
-            "`tokenizer_source` beside `tokenizer`",
-            "Write it as `source:` below the latter.",
-        )
-    return read_tokenizer(entries["tokenizer"], reference)
-
-
 def _plain(entries: Entries) -> dict[str, Any]:
     """Return the fields that are texts, numbers and lists of texts."""
     fields: dict[str, Any] = {key: read_texts(entries, key) for key in _TEXTS if key in entries}
@@ -188,7 +176,9 @@ def _plain(entries: Entries) -> dict[str, Any]:
         fields["before_layers"] = read_texts(entries, "before_layers")
     for key in ("dtype", "out_dtype", "compute_dtype"):
         if key in entries:
-            fields[key] = _dtype(entries[key], ("float32", "float64") if key[0] == "c" else _DTYPES)
+            fields[key] = _dtype(entries[key], ("float64",) if key == "compute_dtype" else _DTYPES)
+    if "rows" in entries:
+        fields["rows"] = entries["rows"].text()
     if "chat_template" in entries:
         fields["chat_template"] = entries["chat_template"].text()
     if "seed" in entries:

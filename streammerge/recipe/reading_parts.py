@@ -13,10 +13,9 @@ from streammerge.recipe.entries import (
     Rule,
     SliceEntry,
     SourceEntry,
-    Tokenizer,
-    TokenSource,
 )
 from streammerge.recipe.settings import Conditional, Data, Setting, Settings, Value
+from streammerge.tokenizers.wish import TokenizerWish, tokenizer_wish
 
 D = TypeVar("D", bound=Data)
 Reference = Callable[[Node], str]
@@ -173,33 +172,39 @@ def read_rule(node: Node, reference: Reference) -> Rule:
     )
 
 
-def read_tokenizer(node: Node, reference: Reference) -> Tokenizer:
-    """Return the value of `tokenizer`: a mapping, or its source alone."""
-    if not node.is_mapping:
-        return build(Tokenizer, node, source=node.text())
-    entries = node.known(("source", "tokens", "pad_to_multiple_of"))
-    tokens = entries["tokens"].entries() if "tokens" in entries else {}
-    padding = entries.get("pad_to_multiple_of")
-    return build(
-        Tokenizer,
-        node,
-        source=reference(entries["source"]) if "source" in entries else "union",
-        tokens={token: _read_token(item, reference) for token, item in tokens.items()},
-        pad_to_multiple_of=padding.integer() if padding else None,
-    )
+def read_tokenizer(entries: Entries, reference: Reference) -> TokenizerWish | None:
+    """Return what `tokenizer`, a mapping or its source alone, or `tokenizer_source` asks for."""
+    keys = [key for key in ("tokenizer", "tokenizer_source") if key in entries]
+    if not keys:
+        return None
+    node, wish = entries[keys[0]], dict[str, Any]()
+    if node.is_mapping and keys[0] == "tokenizer":
+        parts = node.known(("source", "tokens", "pad_to_multiple_of", "embeddings"))
+        tokens = parts["tokens"].entries() if "tokens" in parts else {}
+        wish = {token: _read_token(item, reference) for token, item in tokens.items()}
+        wish = {"tokens": wish, "embeddings": read_texts(parts, "embeddings")}
+        if "source" in parts:
+            wish["source"] = reference(parts["source"])
+        if "pad_to_multiple_of" in parts:
+            wish["pad_to_multiple_of"] = parts["pad_to_multiple_of"].integer()
+    else:
+        wish["source"] = reference(node)
+    try:
+        return tokenizer_wish(reference(entries[keys[1]]) if keys[1:] else None, wish)
+    except RecipeError as error:
+        raise node.error(error.message, error.remedy) from None
 
 
-def _read_token(node: Node, reference: Reference) -> TokenSource:
+def _read_token(node: Node, reference: Reference) -> dict[str, Any]:
     entries = node.known(("source", "force"))
-    fields: dict[str, Any] = {}
-    if "force" in entries:
-        fields["force"] = entries["force"].value()
+    wish: dict[str, Any] = {"force": entries["force"].value()} if "force" in entries else {}
     source = entries.get("source")
     if source is not None and source.is_mapping and "kind" in source.entries():
         told = source.known(("kind", "model", "token", "token_id"))
-        fields |= {key: told[key].text() for key in ("kind", "token") if key in told}
-        fields |= {"model": reference(told["model"])} if "model" in told else {}
-        fields |= {"token_id": told["token_id"].integer()} if "token_id" in told else {}
+        row: dict[str, Any] = {key: told[key].text() for key in ("kind", "token") if key in told}
+        row |= {"model": reference(told["model"])} if "model" in told else {}
+        row |= {"token_id": told["token_id"].integer()} if "token_id" in told else {}
+        wish["source"] = row
     elif source is not None:
-        fields |= {"kind": "model", "model": reference(source)}
-    return build(TokenSource, node, **fields)
+        wish["source"] = reference(source)
+    return wish

@@ -16,18 +16,19 @@ from streammerge.errors import RecipeError
 from streammerge.methods import METHODS
 from streammerge.methods.weights import Weights, exact_weights
 from streammerge.plugins import UnknownNameError
-from streammerge.recipe.entries import Action, ModelEntry, ModuleEntry, Rule, SliceEntry, Tokenizer
+from streammerge.recipe.entries import Action, ModelEntry, ModuleEntry, Rule, SliceEntry
 from streammerge.recipe.places import Placed
 from streammerge.recipe.sections import Section, lay_out, merged_models
 from streammerge.recipe.settings import Many, Settings, Value
 from streammerge.recipe.treatment import WITHOUT_EFFECT, Treatments
 from streammerge.schedules import coefficients
 from streammerge.tensors import FLOAT_CODES
+from streammerge.tokenizers.wish import TokenizerWish
 
 DtypeName = Literal["float64", "float32", "float16", "bfloat16"]
 OutDtype = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 _EXACT = 2**53
-_AVERAGE_OPTIONS = {"models", "schedule", "out_dtype", "skip", "keep", "side_files_from"}
+_AVERAGE_OPTIONS = {"models", "schedule", "out_dtype", "skip", "keep", "rows", "side_files_from"}
 
 
 class Recipe(Placed):
@@ -46,11 +47,13 @@ class Recipe(Placed):
         rules: other treatment for single tensors; the first that fits counts.
         schedule: coefficients for training checkpoints, oldest first, such as "ema:0.2".
         recipes: recipes that stand in for models, by what is written in place of the reference.
-        dtype: what inputs are rounded to before they are merged; None for not at all.
-        out_dtype: of merged tensors; "auto" for `dtype`, or else the first model's, by tensor.
+        dtype, out_dtype: of merged tensors; the latter counts where both are given, as in mergekit,
+            and without either each tensor keeps the first model's. Inputs are not rounded.
         compute_dtype: "float64" to compute in nothing narrower.
         skip: globs of tensor names to leave out.
         keep: globs of tensor names to take from the first input that has them.
+        rows: how many rows tensors with a row for each token get, where models differ in that:
+            those that all have, all, or the base's (the first model's); None to refuse.
         side_files_from: the model whose config and tokenizer are taken; None for the base model,
             or the first where there is none.
         plugins: Python files that register the methods used here; they are run.
@@ -72,13 +75,14 @@ class Recipe(Placed):
     recipes: dict[str, Recipe] = Field(default_factory=dict)
     dtype: DtypeName | None = None
     out_dtype: OutDtype = "auto"
-    compute_dtype: Literal["auto", "float32", "float64"] = "auto"
+    compute_dtype: Literal["auto", "float64"] = "auto"
     skip: Many[str] = ()
     keep: Many[str] = ()
+    rows: Literal["min", "max", "base"] | None = None
     side_files_from: str | None = None
     plugins: Many[str] = ()
     seed: int = Field(default=0, ge=0, lt=2**64)
-    tokenizer: Tokenizer | None = None
+    tokenizer: TokenizerWish | None = None
     chat_template: str | None = None
 
     @model_validator(mode="after")
@@ -90,6 +94,8 @@ class Recipe(Placed):
             object.__setattr__(self, "models", positions)
         if not self.models or (positions and positions != self.models):
             raise ValueError("a recipe has either models, slices or modules")
+        if self.rows is not None and self.tokenizer is not None:
+            raise ValueError("rows and a tokenizer do not go together: the latter says which rows")
         if any(rule.weights and len(rule.weights) != len(self.models) for rule in self.rules):
             raise ValueError("a rule's weights are one for each model")
         if any(rule.model and rule.model not in self.inputs for rule in self.rules):
@@ -155,11 +161,6 @@ class Recipe(Placed):
         """The safetensors code of the output's dtype; None to keep the first model's."""
         chosen = self.dtype if self.out_dtype == "auto" else self.out_dtype
         return FLOAT_CODES[chosen] if chosen else None
-
-    @property
-    def input_dtype_code(self) -> str | None:
-        """The safetensors code that inputs are rounded to before they are merged, if any."""
-        return FLOAT_CODES[self.dtype] if self.dtype else None
 
     @property
     def notes(self) -> list[str]:
@@ -252,5 +253,6 @@ class Recipe(Placed):
         words += ["--dtype", self.out_dtype] if self.out_dtype != "auto" else []
         words += [word for glob in self.skip for word in ("--skip", glob)]
         words += [word for glob in self.keep for word in ("--keep", glob)]
+        words += ["--rows", self.rows] if self.rows is not None else []
         chosen = self.side_files_from
         return words + (["--side-files-from", chosen] if chosen is not None else [])

@@ -17,12 +17,16 @@ from streammerge.recipe.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Layers of a model, or the whole module of it where `layers` is None; and its place."""
+    """Layers of a model, or the whole module of it where `layers` is None.
+
+    Attributes:
+        path: where it stands in the recipe; () for a base model that is not listed there.
+    """
 
     model: str
     layers: range | None
     parameters: Settings
-    path: tuple[str | int, ...] = ()
+    path: tuple[str | int, ...]
 
     def __str__(self) -> str:
         chosen = f"[{self.layers.start}:{self.layers.stop}]" if self.layers else ""
@@ -48,6 +52,16 @@ class Section:
     base: int | None
     settings: tuple[Settings, ...]
     ends: tuple[bool, bool]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The positions that have a source here."""
+        return tuple(i for i, source in enumerate(self.sources) if source)
+
+    @property
+    def models(self) -> tuple[int, ...]:
+        """Those of them that are listed in the recipe."""
+        return tuple(i for i, source in enumerate(self.sources) if source and source.path)
 
 
 def lay_out(
@@ -78,9 +92,12 @@ def _sections(
     key: str, module: ModuleEntry, path: tuple[str | int, ...], base_model: str | None
 ) -> Iterable[Section]:
     if module.models:
-        sources = [Source(entry.model, None, entry.parameters) for entry in module.models]
+        sources = [
+            Source(entry.model, None, entry.parameters, (*path, "models", i))
+            for i, entry in enumerate(module.models)
+        ]
         if base_model is not None and all(source.model != base_model for source in sources):
-            sources.append(Source(base_model, None, {}))
+            sources.append(Source(base_model, None, {}, ()))
         base = _index(sources, base_model)
         yield Section(key, None, tuple(sources), base, (module.parameters,), (True, True))
     position, last = 0, len(module.slices) - 1

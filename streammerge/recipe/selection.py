@@ -87,7 +87,7 @@ def select(references: Sequence[str], selection: Selection) -> list[str]:
     """
     if not selection:
         return in_order(references)
-    if min(selection.every or 1, selection.last or 1) < 1:
+    if any(count is not None and count < 1 for count in (selection.every, selection.last)):
         raise RecipeError("`every` and `last` are counts", "Give a number of 1 or more.")
     dated = _dated(references)
     if selection.steps is not None:

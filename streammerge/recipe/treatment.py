@@ -6,7 +6,7 @@ the next has its say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -42,6 +42,7 @@ class Treatment:
         parameters: settings for all models.
         each: for each entry of `Recipe.models`, the settings written there.
         inputs: indices into `Recipe.inputs` of those that take part.
+        models: those of them that are listed as models, the base model perhaps among them.
         base: the base model among them, as an index into `Recipe.inputs`.
         keep: index of the input to copy from; None for the first that has the tensor.
     """
@@ -51,6 +52,7 @@ class Treatment:
     parameters: dict[str, Value]
     each: tuple[dict[str, Value], ...]
     inputs: tuple[int, ...]
+    models: tuple[int, ...]
     base: int | None
     keep: int | None = None
 
@@ -98,6 +100,8 @@ class Treatments:
             return _Spot(None, self._layers.depth(name) if self._by_layer else Fraction(0), ())
         key = self._recipe.module_of(name)
         own = [section for section in self._sections if section.module == key]
+        if not own:  # in no module, and so left out
+            return _Spot(None, Fraction(0), ())
         layer = self._layers.find(name)
         for section in own:
             if section.layers is None:
@@ -116,18 +120,7 @@ class Treatments:
     def _resolve(self, name: str, spot: _Spot, action: Action, rule: Rule | None) -> Treatment:
         recipe, section = self._recipe, spot.section
         shared: _Scopes = [*(section.settings if section else ()), recipe.parameters]
-        sources: Sequence[Source | None]
-        if section is None:
-            sources = ()
-            each = [_values([entry.parameters], name, spot.t) for entry in recipe.models]
-        else:
-            sources = section.sources
-            each = [
-                _at_source(source, shared, own, name, spot.t)
-                for source, own in zip(sources, spot.names, strict=True)
-            ]
-        for values, weight in zip(each, self._weights, strict=False):
-            values["weight"] = weight
+        each = self._settings_of_models(name, spot, shared)
         if rule is not None and rule.method is not None:
             shared, each = [], [{} for _ in each]
         first = _values([rule.parameters], name, spot.t) if rule else {}
@@ -136,16 +129,29 @@ class Treatments:
                 values.pop(key, None)
             if rule is not None and rule.weights is not None:
                 values["weight"] = rule.weights[number]
-        everyone = range(len(recipe.inputs))
         return Treatment(
             action=action,
             method=(rule and rule.method) or recipe.method,
             parameters=_values(shared, name, spot.t) | first,
             each=tuple(each),
-            inputs=tuple(i for i in everyone if section is None or sources[i] is not None),
+            inputs=section.inputs if section else tuple(range(len(recipe.inputs))),
+            models=section.models if section else tuple(range(len(recipe.models))),
             base=section.base if section else recipe.base,
             keep=recipe.inputs.index(rule.model) if rule and rule.model else None,
         )
+
+    def _settings_of_models(
+        self, name: str, spot: _Spot, shared: _Scopes
+    ) -> list[dict[str, Value]]:
+        if spot.section is not None:
+            return [
+                _at_source(source, shared, own, name, spot.t)
+                for source, own in zip(spot.section.sources, spot.names, strict=True)
+            ]
+        each = [_values([entry.parameters], name, spot.t) for entry in self._recipe.models]
+        for values, weight in zip(each, self._weights, strict=False):
+            values["weight"] = weight
+        return each
 
 
 def _values(scopes: _Scopes, name: str, t: Fraction) -> dict[str, Value]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from threading import Event
 from typing import Literal, Protocol, runtime_checkable
 
-IoMode = Literal["auto", "direct", "mmap", "buffered", "cached"]
-"""How files are read; "cached" is "auto" for files that will be read more than once."""
+IoMode = Literal["auto", "direct", "mmap", "buffered", "cached", "sample"]
+"""How files are read. "cached" is "auto" for files that will be read more than once; "sample" is
+for a few bytes of a file that is not to be downloaded for that."""
 DownloadMode = Literal["cache", "stream"]
 """What happens to weights on the Hub: kept in its client's cache, or read as they are merged."""
 ALIGNMENT = 4096

@@ -87,7 +87,7 @@ def discard(path: Path) -> None:
 def is_checked(path: Path, digest: str) -> bool:
     """Whether a file was found right before, and has not changed since."""
     with contextlib.suppress(OSError):
-        return _note(digest).read_text() == _state(path)
+        return _note(path, digest).read_text() == _state(path)
     return False
 
 
@@ -104,7 +104,7 @@ def check(path: Path, digest: str, stop: Event | None = None) -> bool:
     if found != digest:
         return False
     with contextlib.suppress(OSError):  # it will be read again next time, then
-        _replace(_note(digest), state)
+        _replace(_note(path, digest), state)
     return True
 
 
@@ -135,11 +135,12 @@ def _state(path: Path) -> str:
     return f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns}"
 
 
-def _note(digest: str) -> Path:
+def _note(path: Path, digest: str) -> Path:
     from huggingface_hub import cached_assets_path
 
     folder = cached_assets_path("streammerge", namespace="hub", subfolder="checked")
-    return folder / digest.replace(":", "-")
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+    return folder / f"{digest.replace(':', '-')}-{place}"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -139,7 +139,8 @@ class HubDownload:
                 ) from error
             from streammerge.hub import explain
 
-            raise explain(error, f"download {self.path} of", self.repo_id) from error
+            cause = _cause(error)
+            raise explain(cause, f"download {printable(self.path)} of", self.repo_id) from error
 
     def _discard(self, found: Path) -> None:
         try:
@@ -149,6 +150,14 @@ class HubDownload:
                 f"{found} has not the digest that the repository lists, and cannot be deleted",
                 "Delete it, then run the same command again.",
             ) from error
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what the client wraps where it found a file neither on the Hub nor in the cache."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wrapped = isinstance(error, LocalEntryNotFoundError) and error.__cause__
+    return wrapped if isinstance(wrapped, Exception) else error
 
 
 def _progress_class(progress: Progress, stop: Event) -> Any:

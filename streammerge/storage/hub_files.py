@@ -148,6 +148,8 @@ class HubFile:
                 if self._link == link:
                     self._link = None
                 raise _LinkExpired
+            if response.status_code in _REFUSED_LINK and _is_elsewhere(response):
+                raise BrokenAnswer(f"the store refuses a fresh link ({response.status_code})")
             hf_raise_for_status(response)
             if link is None:
                 self._check_redirect(response)
@@ -170,7 +172,7 @@ class HubFile:
                 f"the Hub gives another file than it lists as {self.label} at {self._commit}",
                 "Something between here and the Hub mixes files up: try without proxy or mirror.",
             )
-        if response.url.host != first.url.host or response.url.port != first.url.port:
+        if _is_elsewhere(response):
             self._link = str(response.url)
 
     def _check_range(self, response: Any, begin: int, end: int) -> int:
@@ -186,6 +188,12 @@ class HubFile:
         if first != begin or not begin <= last < end or total not in ("*", str(self.size)):
             raise BrokenAnswer(f"the server sent {found[0]} instead of {begin}-{end - 1}")
         return last + 1 - first
+
+
+def _is_elsewhere(response: Any) -> bool:
+    """Whether a redirect led away from the Hub."""
+    asked = response.history[0].url if response.history else response.url
+    return (asked.host, asked.port) != (response.url.host, response.url.port)
 
 
 class _LinkExpired(Exception):

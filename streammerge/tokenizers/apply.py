@@ -20,7 +20,6 @@ from streammerge.tokenizers.rows import (
     Rule,
     Table,
     align,
-    vocabulary_rows,
     vocabulary_sizes,
     vocabulary_tensors,
 )
@@ -34,10 +33,11 @@ from streammerge.tokenizers.vocabulary import (
 )
 from streammerge.tokenizers.wish import TokenizerWish, TokenRow, TokenWish, ZeroRow
 from streammerge.views.embeddings import Realigned
-from streammerge.views.gather import ZERO, Indices
+from streammerge.views.gather import ZERO, Alignment, Indices
 from streammerge.views.wrapping import encode_json, with_vocabulary
 
 _GENERATION = "generation_config.json"
+_NO_LIMIT = 2**31 - 1
 
 
 def apply_tokenizer(
@@ -82,6 +82,8 @@ class _Aligner:
         self._readable: list[HasFiles] = [
             c if digest else first for c, digest in zip(checkpoints, digests, strict=True)
         ]
+        self._names, strange = vocabulary_tensors(checkpoints, wish.embeddings)
+        self._limits = [self._rows_of(checkpoint) for checkpoint in checkpoints]
         vocabulary = read_vocabulary(self._source)
         self._source_ids = np.fromiter(vocabulary.rows.values(), np.int32)
         self._files = self._extend(vocabulary)
@@ -91,7 +93,8 @@ class _Aligner:
         used = np.zeros(self._size, np.bool_)
         used[list(vocabulary.rows.values())] = True
         self._table = Table(held, used, self._rules(vocabulary, held), base)
-        self._names = vocabulary_tensors(checkpoints, wish.embeddings)
+        self._alignments = [self._align(index) for index in range(len(checkpoints))]
+        self._refuse(strange)
         self._notes = self._describe(vocabulary)
 
     def _find_source(self, first: Checkpoint, others: Sequence[HasFiles]) -> HasFiles:
@@ -107,14 +110,18 @@ class _Aligner:
             )
         return found
 
+    def _rows_of(self, checkpoint: Checkpoint) -> int:
+        tensors = checkpoint.tensors
+        return max((tensors[n].shape[0] for n in self._names if n in tensors), default=_NO_LIMIT)
+
     def _extend(self, vocabulary: Vocabulary) -> Files:
         """Add what the wish adds to the source's vocabulary; return the tokenizer's files."""
         before = len(vocabulary.rows), len(vocabulary.added)
         if self._wish.source == "union":
             others = {
-                digest: (model, vocabulary_rows(checkpoint))
-                for digest, model, checkpoint in zip(
-                    self._digests, self._readable, self._checkpoints, strict=True
+                digest: (model, limit)
+                for digest, model, limit in zip(
+                    self._digests, self._readable, self._limits, strict=True
                 )
                 if digest != self._digest
             }
@@ -141,7 +148,10 @@ class _Aligner:
                 theirs = read_vocabulary(model).rows
                 rows[ids] = np.fromiter((theirs.get(t, -1) for t in vocabulary.rows), np.int32)
             found[digest] = rows
-        return [found[digest] for digest in self._digests]
+        return [
+            np.where(found[digest] < limit, found[digest], np.int32(-1))
+            for digest, limit in zip(self._digests, self._limits, strict=True)
+        ]
 
     def _rules(self, vocabulary: Vocabulary, held: Sequence[Indices]) -> dict[int, Rule]:
         return {
@@ -168,9 +178,27 @@ class _Aligner:
             found = read_vocabulary(self._readable[model]).rows.get(str(source.token), -1)
         else:
             found = int(held[model][row])
-        if not 0 <= found < vocabulary_rows(self._checkpoints[model]):
+        if not 0 <= found < self._limits[model]:
             raise RecipeError(f"{where}: {name} has no such token", "Name a token that it has.")
         return Rule(model, found, wish.force)
+
+    def _align(self, index: int) -> dict[str, Alignment]:
+        found = {
+            name: align(name, index, self._checkpoints, self._table)
+            for name in self._names
+            if name in self._checkpoints[index].tensors
+        }
+        return {name: alignment for name, alignment in found.items() if alignment is not None}
+
+    def _refuse(self, strange: Sequence[str]) -> None:
+        """Refuse to leave a tensor in its order that may have to follow the tokens."""
+        moved = any(not same_numbers(rows) for rows in self._table.held) or any(self._alignments)
+        if strange and moved:
+            raise RecipeError(
+                f"{printable(strange[0])} has the size of the vocabulary, and a name that is not "
+                f"known to be an embedding's or an output head's ({len(strange)} such tensors)",
+                "List the tensors with a row for each token: `tokenizer: {embeddings: [globs]}`.",
+            )
 
     def _describe(self, vocabulary: Vocabulary) -> list[str]:
         table, notes = self._table, []
@@ -195,13 +223,7 @@ class _Aligner:
 
     def view(self, index: int) -> Realigned:
         """Return the view of one model."""
-        checkpoint = self._checkpoints[index]
-        alignments = {
-            name: alignment
-            for name in self._names
-            if name in checkpoint.tensors
-            and (alignment := align(name, index, self._checkpoints, self._table)) is not None
-        }
+        checkpoint, alignments = self._checkpoints[index], self._alignments[index]
         view = Realigned(checkpoint, alignments)
         config: Mapping[str, Any] = view.config
         if alignments:

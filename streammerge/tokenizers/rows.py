@@ -54,65 +54,52 @@ class Table:
     base: int | None
 
 
-def vocabulary_rows(checkpoint: Checkpoint) -> int:
-    """Return the rows of a model's embedding; 0 where none is found."""
-    return max(_embedding_rows(checkpoint), default=0)
-
-
 def vocabulary_sizes(checkpoint: Checkpoint) -> set[int]:
     """Return the numbers of rows that a model's vocabulary tensors may have."""
     said = checkpoint.config.get("vocab_size")
-    return _embedding_rows(checkpoint) | ({said} if isinstance(said, int) else set())
-
-
-def _embedding_rows(checkpoint: Checkpoint) -> set[int]:
-    return {
+    rows = {
         tensor.shape[0]
         for tensor in checkpoint.tensors.values()
         if is_input_embedding(tensor.name) and len(tensor.shape) == 2
     }
+    return rows | ({said} if isinstance(said, int) else set())
 
 
-def vocabulary_tensors(checkpoints: Sequence[Checkpoint], globs: Sequence[str]) -> list[str]:
+def vocabulary_tensors(
+    checkpoints: Sequence[Checkpoint], globs: Sequence[str]
+) -> tuple[list[str], list[str]]:
     """Return the names of the tensors with a row for each token.
 
     Args:
         checkpoints: the models.
         globs: of names that the recipe gives; by their names and shapes where empty.
 
+    Returns:
+        the names, and those of tensors that have the size of the vocabulary and another name.
+
     Raises:
-        RecipeError: a glob matches nothing, or a tensor looks as if it had a row for each token and
-            has a name that is not known.
+        RecipeError: a glob matches nothing.
     """
     names = list(dict.fromkeys(name for c in checkpoints for name in c.tensors))
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise RecipeError(
+                f"tokenizer.embeddings: {glob!r} matches no tensor",
+                "List the names with `streammerge inspect MODEL --verbose`.",
+            )
     if globs:
-        for glob in globs:
-            if not any(fnmatchcase(name, glob) for name in names):
-                raise RecipeError(
-                    f"tokenizer.embeddings: {glob!r} matches no tensor",
-                    "List the names with `streammerge inspect MODEL --verbose`.",
-                )
-        return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
-    sizes = {c.label: vocabulary_sizes(c) for c in checkpoints}
-    found, strange = [], []
-    for name in names:
-        shaped = [
-            not sizes[c.label].isdisjoint(shape[:1] + shape[-1:])
-            for c in checkpoints
+        return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)], []
+    sizes = [vocabulary_sizes(checkpoint) for checkpoint in checkpoints]
+    shaped = [
+        name
+        for name in names
+        if all(
+            not own.isdisjoint(c.tensors[name].shape[:1] + c.tensors[name].shape[-1:])
+            for c, own in zip(checkpoints, sizes, strict=True)
             if name in c.tensors
-            for shape in (c.tensors[name].shape,)
-        ]
-        if all(shaped) and is_vocabulary(name):
-            found.append(name)
-        elif all(shaped):
-            strange.append(name)
-    if strange:
-        raise RecipeError(
-            f"{printable(strange[0])} has the size of the vocabulary, and a name that is not known "
-            f"to be an embedding's or an output head's ({len(strange)} such tensors)",
-            "List the tensors with a row for each token under `tokenizer: {embeddings: [globs]}`.",
         )
-    return found
+    ]
+    return [n for n in shaped if is_vocabulary(n)], [n for n in shaped if not is_vocabulary(n)]
 
 
 def align(

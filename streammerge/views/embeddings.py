@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from streammerge.formats import Checkpoint
 from streammerge.formats.safetensors import Location
-from streammerge.storage import FileIdentity, IoMode, RangeReader
+from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
 from streammerge.tensors import TensorInfo
 from streammerge.views.arrays import Doubles
 from streammerge.views.gather import CHUNK, SPARSE, Alignment, RowsReader
@@ -37,8 +37,9 @@ class Realigned(Wrapping):
             return super().scratch
         row = max(8 * alignment.columns for alignment in self._alignments.values())
         used = {id(s): s.scratch for a in self._alignments.values() for s in a.sources}
+        indices = sum(3 * alignment.rows.nbytes for alignment in self._alignments.values())
         rooms = len(self._alignments) * (SPARSE * CHUNK + row)
-        return sum(used.values()) + rooms + 8 * (CHUNK + row) + SPARSE * CHUNK
+        return sum(used.values()) + indices + rooms + 8 * (CHUNK + row) + SPARSE * CHUNK
 
     def open(self, file: str, mode: IoMode = "auto") -> RangeReader:
         """Open a tensor with a row for each token, or a file of the checkpoint behind."""
@@ -46,6 +47,15 @@ class Realigned(Wrapping):
         if name != file and name in self._alignments:
             return RowsReader(name, self._alignments[name], mode, self._filler)
         return self.base.open(file, mode)
+
+    def downloads(self, names: Iterable[str]) -> list[Download]:
+        """Return what the model needs for these tensors, and those whose rows go into them."""
+        wanted = list(names)
+        found = super().downloads(wanted)
+        for name in self._alignments.keys() & set(wanted):
+            for source in self._alignments[name].sources:
+                found += source.downloads([name] if name in source.tensors else [])
+        return found
 
     def identity(self) -> dict[str, tuple[FileIdentity, str]]:
         """Return the files behind, and for each tensor that is put in order what it is made of."""

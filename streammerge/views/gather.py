@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ CHUNK = 512 * 1024
 """Bytes that are put together at once."""
 SPARSE = 4
 """A range is read whole where at most this many times what is needed lies in it."""
+_WORTHWHILE = 32 * 1024  # bytes in one piece, on average, for which direct reads pay
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Alignment:
     def columns(self) -> int:
         """Elements of a row."""
         return self.info.numel // self.info.shape[0]
+
+    @cached_property
+    def scattered(self) -> bool:
+        """Whether most rows that follow each other lie apart in the files."""
+        steps = (np.diff(self.rows) != 1) | (np.diff(self.models) != 0)
+        return int(np.count_nonzero(steps)) * _WORTHWHILE > self.info.nbytes
 
     def digest(self) -> str:
         """Return a sha256 that changes with anything that changes a byte."""
@@ -83,7 +90,8 @@ class RowsReader:
         self._alignment, self._io, self._filler = alignment, mode, filler
         self._readers: dict[int, tuple[RangeReader, int]] = {}
         self._room = memoryview(b"")
-        self._row = alignment.columns * alignment.info.itemsize
+        self._columns = alignment.columns
+        self._row = self._columns * alignment.info.itemsize
         self._step = max(1, CHUNK // self._row)
         self._bits = f"<u{alignment.info.itemsize}"
 
@@ -108,7 +116,7 @@ class RowsReader:
 
     def mean(self) -> Doubles:
         """Return the mean of all rows that are no fillers, in fp64."""
-        total, count = np.zeros(self._alignment.columns), 0
+        total, count = np.zeros(self._columns), 0
         for start in range(0, len(self._alignment.models), self._step):
             chosen = self._alignment.models[start : start + self._step] != FILLER
             stop = start + len(chosen)
@@ -121,7 +129,7 @@ class RowsReader:
     def _block(self, start: int, stop: int, fillers: bool = True) -> Bits:
         """Return some rows, as unsigned integers of the elements' size."""
         models, rows = (a[start:stop] for a in (self._alignment.models, self._alignment.rows))
-        out = np.zeros((stop - start, self._alignment.columns), self._bits)
+        out = np.zeros((stop - start, self._columns), self._bits)
         for model in np.unique(models).tolist():
             where = np.flatnonzero(models == model)
             if model >= 0:
@@ -133,7 +141,7 @@ class RowsReader:
         return out
 
     def _means(self, tokens: NDArray[np.intp]) -> Doubles:
-        total = np.zeros((len(tokens), self._alignment.columns))
+        total = np.zeros((len(tokens), self._columns))
         count = np.zeros((len(tokens), 1))
         for model, holder in enumerate(self._alignment.holders):
             held = np.flatnonzero(holder[tokens] >= 0)
@@ -159,31 +167,36 @@ class RowsReader:
         """Return rows of a model as they are stored."""
         low, high = int(rows.min()), int(rows.max())
         if high - low < SPARSE * len(rows):
-            span = self._read(model, low, high - low + 1)
-            return span[rows - low]
-        out = np.empty((len(rows), self._alignment.columns), f"<u{self._info(model).itemsize}")
+            return self._read(model, [(low, high - low + 1)])[rows - low]
         breaks = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-        for start, stop in pairwise(breaks):
-            out[start:stop] = self._read(model, int(rows[start]), stop - start)
-        return out
+        starts = rows[breaks[:-1]].tolist()
+        return self._read(model, list(zip(starts, np.diff(breaks).tolist(), strict=True)))
 
-    def _read(self, model: int, first: int, count: int) -> Bits:
-        reader, begin = self._reader(model)
-        size = self._info(model).itemsize
-        row = self._alignment.columns * size
-        if len(self._room) < count * row + 2 * ALIGNMENT:
-            self._room = aligned_room(count * row)
-        raw = reader.fetch(begin + first * row, count * row, self._room)
-        return np.frombuffer(raw, f"<u{size}").reshape(count, -1)
+    def _read(self, model: int, runs: Sequence[tuple[int, int]]) -> Bits:
+        """Return runs of rows, each a first row and a number of rows, one after the other."""
+        (reader, begin), size = self._reader(model), self._info(model).itemsize
+        row = self._columns * size
+        out = np.empty((sum(count for _, count in runs), self._columns), f"<u{size}")
+        room = max(count for _, count in runs) * row
+        if len(self._room) < room + 2 * ALIGNMENT:
+            self._room = aligned_room(room)
+        target, done = out.view(np.uint8).reshape(-1).data, 0
+        for first, count in runs:
+            length = count * row
+            target[done : done + length] = reader.fetch(begin + first * row, length, self._room)
+            done += length
+        return out
 
     def _info(self, model: int) -> TensorInfo:
         return as_read(self._alignment.sources[model], self.name)
 
     def _reader(self, model: int) -> tuple[RangeReader, int]:
         if model not in self._readers:
-            source = self._alignment.sources[model]
+            source, mode = self._alignment.sources[model], self._io
+            if mode == "auto" and self._alignment.scattered:
+                mode = "mmap"  # the page cache reads around a row, and the next may lie there
             place = source.locate(self.name)
-            self._readers[model] = (source.open(place.file, self._io), place.offset)
+            self._readers[model] = (source.open(place.file, mode), place.offset)
         return self._readers[model]
 
     def close(self) -> None:

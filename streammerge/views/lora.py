@@ -36,6 +36,8 @@ class LoraApplied(Wrapping):
     def __init__(self, base: Checkpoint, adapter: Storage) -> None:
         self._adapter = Adapter(adapter)
         super().__init__(base, f"{base.label}+{self._adapter.label}")
+        if base.pinned:  # or what is opened again by this name would lack the adapter
+            self.pinned = f"{base.pinned}+{adapter.pinned or adapter.label}"
         self._refuse_unmatched()
         self._replace_whole()
         self._changed = {
@@ -45,6 +47,12 @@ class LoraApplied(Wrapping):
             self._moved[name] = Location(_VIRTUAL + name, 0, changed.dtype)
         self._working = Working()
         self._take_tokenizer()
+        embeddings = [n for n, update in self._adapter.updates.items() if update.embedding]
+        if embeddings and self.config.get("tie_word_embeddings") is True:
+            self.notes.append(
+                f"{self._adapter.label} changes {printable(embeddings[0])}, and with it the output "
+                "head that is tied to it, as peft does when it merges"
+            )
 
     def _refuse_unmatched(self) -> None:
         wanted = [*self._adapter.updates, *self._adapter.whole]

@@ -67,6 +67,15 @@ def _first_wrong(
     return f"[{at}] {got}, should be {want}, inputs {given}"
 
 
+def assert_same_bits(found: Tensors, expected: Tensors) -> None:
+    """The same names, dtypes, shapes and bytes; the order may differ."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        ours, theirs = (t.reshape(-1).view(torch.uint8) for t in (found[name], tensor))
+        assert torch.equal(ours, theirs), name
+
+
 def snapshot(*folders: Path) -> Snapshot:
     """Modification time and digest of every file, and modification time of every folder."""
     seen: Snapshot = {}

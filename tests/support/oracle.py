@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 PYTHON = Path(__file__).parents[2] / ".venv-mergekit" / "bin" / "python"
-needs_oracle = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-mergekit (see Makefile)")
+needs_oracle = pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-mergekit")
 
 
-def run_oracle(script: str, *arguments: str | Path, timeout: int = 100) -> str:
+def run_oracle(script: str, *arguments: str | Path, timeout: int = 280) -> str:
     """Run a script with mergekit, peft and transformers at hand; returns what it printed."""
     done = subprocess.run(
         [PYTHON, "-W", "ignore", "-c", script, *map(str, arguments)],

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import streammerge
 from streammerge.storage import DownloadMode
-from tests.support.checkpoints import add_side_files, like, random_tensors, write_checkpoint
+from tests.support.checkpoints import like, random_tensors, write_checkpoint
 from tests.support.hub import Hub
 
 MODES: tuple[DownloadMode, ...] = ("cache", "stream")
 IDS = ["org/a", "org/b"]
+SIDE_FILES = {"README.md": "---\nlicense: mit\n---\n# A model\n", "tokenizer.json": "{}"}
 SHAPES = ((300, 700), (7,), (3, 0, 5), (), (250_007,), (129, 33))
 
 
@@ -24,29 +26,42 @@ class Pair:
     """Two models here and there, and their merge as it must come out.
 
     Attributes:
-        folders: the models on this machine.
+        folders: the models on this machine, not to be changed.
         weights: bytes of their weight files.
-        wanted: name → bytes of the weight files and index that merging the folders gives.
+        merged: the merge of the folders.
+        wanted: name → bytes of its weight files and index.
     """
 
     folders: list[Path]
     weights: int
+    merged: Path
     wanted: dict[str, bytes]
 
 
-def make_pair(root: Path, hub: Hub, **options: Any) -> Pair:
-    """Write two models of about 1.8 MB, one in three shards, and commit them to the stand-in."""
+@pytest.fixture(scope="session")
+def local_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two models of about 1.8 MB, one of them in three shards in odd order."""
+    root = tmp_path_factory.mktemp("pair")
     first = random_tensors(1, (torch.bfloat16, torch.float32), SHAPES)
     tensors = {"a": first, "b": like(first, 2)}
     layouts: dict[str, dict[str, Any]] = {"a": {"shards": 3, "shuffle": 5}, "b": {}}
     folders = []
     for name, model in tensors.items():
-        folder = add_side_files(write_checkpoint(root / name, model, **layouts[name]))
-        (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
-        hub.create(f"org/{name}", folder)
+        folder = write_checkpoint(root / name, model, **layouts[name], config={"dtype": "bfloat16"})
+        for file, text in SIDE_FILES.items():
+            (folder / file).write_text(text)
         folders.append(folder)
-    streammerge.average(folders, root / "wanted", **options)
-    return Pair(folders, sum(map(size_of_weights, folders)), weights_of(root / "wanted"))
+    merged = root / "merged"
+    streammerge.average(folders, merged)
+    return Pair(folders, sum(map(size_of_weights, folders)), merged, weights_of(merged))
+
+
+@pytest.fixture
+def pair(local_pair: Pair, hub: Hub) -> Pair:
+    """The two models, and the same two on the stand-in."""
+    for repo, folder in zip(IDS, local_pair.folders, strict=True):
+        hub.create(repo, folder)
+    return local_pair
 
 
 def size_of_weights(folder: Path) -> int:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streammerge.api import Prepared, Result, execute
+from streammerge.api import Prepared, execute
 from streammerge.budget import make_layout
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.outputs.directory import DirectoryOutput
 from streammerge.planning import make_plan
 from streammerge.recipe import average_recipe
+from streammerge.report import Result
 from streammerge.storage import ALIGNMENT, IoMode
 from streammerge.tensors import torch_dtype
 

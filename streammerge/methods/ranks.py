@@ -1,0 +1,234 @@
+"""Exact order statistics of magnitudes: the k-th largest |x| of a tensor that is never sorted.
+
+The bits of a float without its sign, read as an integer, grow with its magnitude: that is the *key*
+here. A sample of the tensor gives a bracket of keys that very likely holds the wanted one. The next
+round counts what lies above the bracket and tallies what lies in it, which is about one element in
+a hundred. If the wanted key is not there after all, further rounds look where it must be, so the
+result is exact and does not depend on the sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from streammerge.methods.place import Place
+
+SAMPLE = 64 * 1024
+"""Elements of the sample, at least; a smaller tensor is its own sample."""
+_SIGMAS = 4  # how far the bracket reaches to both sides, in standard deviations of the sample
+_DISTINCT = 32 * 1024  # different keys that a tally tells apart
+_WAITING = 64 * 1024  # keys that a tally gathers before it counts them
+
+Keys = NDArray[np.signedinteger[Any]]
+Counts = NDArray[np.int64]
+
+
+class Ranks:
+    """Exact order statistics of magnitudes; NaN counts as larger than everything.
+
+    Args:
+        vectors: makes the vectors of a chunk from its tensors and base.
+        wanted: pairs of a vector's index and a rank, 1 for the largest.
+        numel: elements of the tensor.
+
+    Attributes:
+        values: the magnitudes found, one for each pair; inf for a rank below 1.
+        every: see `Measurement`.
+    """
+
+    wide = False
+
+    def __init__(
+        self,
+        vectors: Callable[[Sequence[Tensor], Tensor | None], Sequence[Tensor]],
+        wanted: Sequence[tuple[int, int]],
+        numel: int,
+    ) -> None:
+        self.every = max(1, numel // SAMPLE)
+        if self.every > 1:
+            self.every |= 1  # not always the same columns of a matrix
+        self._vectors, self._numel = vectors, numel
+        self._searches = [_Search(vector, min(rank, numel)) for vector, rank in wanted]
+        self._sampling = True
+        self._sample: dict[int, list[Keys]] = {}
+        self.values: list[float] = [math.inf] * len(wanted)
+
+    def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
+        """Return the keys of a chunk's sample; or what each search finds in the chunk."""
+        vectors = self._vectors(tensors, base)
+        needed = {search.vector for search in self._searches if search.open}
+        keys = {vector: magnitude_keys(vectors[vector]) for vector in needed}
+        if not self._sampling:
+            return [
+                search.look(keys[search.vector]) if search.open else None
+                for search in self._searches
+            ]
+        whole = vectors[0].numel() == place.numel  # rows come whole, though a sample was asked for
+        return {vector: key[:: self.every if whole else 1].copy() for vector, key in keys.items()}
+
+    def add(self, part: Any) -> None:
+        """Keep the sample, or count what was found."""
+        if self._sampling:
+            for vector, keys in part.items():
+                self._sample.setdefault(vector, []).append(keys)
+            return
+        for search, found in zip(self._searches, part, strict=True):
+            if found is not None:
+                search.count(*found)
+
+    def another_round(self) -> bool:
+        """Narrow every bracket; go on until all keys are known."""
+        if self._sampling:
+            self._guess()
+        else:
+            for search in self._searches:
+                if search.open:
+                    search.narrow()
+        self._sampling, self._sample, self.every = False, {}, 1
+        for index, search in enumerate(self._searches):
+            if search.found is not None:
+                self.values[index] = search.found
+        return any(search.open for search in self._searches)
+
+    def _guess(self) -> None:
+        for search in self._searches:
+            if search.vector not in self._sample:
+                search.open = False  # nothing is wanted, or the tensor is empty
+                continue
+            sample = np.concatenate(self._sample[search.vector])
+            sample.sort()
+            search.guess(sample, self._numel)
+
+
+class _Search:
+    """The search for one key.
+
+    Attributes:
+        vector: index of the vector.
+        open: whether it is still looked for.
+        found: the magnitude; None until then.
+    """
+
+    def __init__(self, vector: int, rank: int) -> None:
+        self.vector, self._rank = vector, rank
+        self.open = rank >= 1
+        self.found: float | None = None
+        self._low = self._high = self._largest = 0
+        self._above, self._tally = 0, Tally()
+
+    def guess(self, sample: Keys, numel: int) -> None:
+        """Choose the first bracket from a sorted sample; a complete sample has the answer."""
+        size, share = len(sample), self._rank / numel
+        self._largest = int(np.iinfo(sample.dtype).max)
+        if size == numel:
+            self._end(sample[size - self._rank])
+            return
+        margin = _SIGMAS * math.sqrt(size * share * (1 - share)) + 2
+        low, high = math.floor(size * (1 - share) - margin), math.ceil(size * (1 - share) + margin)
+        self._low = int(sample[low]) if low >= 0 else 0
+        self._high = int(sample[high]) if high < size else self._largest
+
+    def look(self, keys: Keys) -> tuple[int, Keys]:
+        """Return how many keys lie above the bracket, and the keys in it."""
+        above, not_below = keys > self._high, keys >= self._low
+        return int(np.count_nonzero(above)), keys[np.flatnonzero(above != not_below)]
+
+    def count(self, above: int, inside: Keys) -> None:
+        """Count what `look` returned for a chunk."""
+        self._above += above
+        self._tally.add(inside)
+
+    def narrow(self) -> None:
+        """Find the key, or choose the next bracket, in which it is certain to lie."""
+        keys, counts = self._tally.result()
+        down = self._above + np.cumsum(counts[::-1])  # elements down to each key, from the top
+        if self._rank <= self._above:
+            self._low, self._high = self._high + 1, self._largest
+        elif not len(down) or self._rank > down[-1]:
+            self._low, self._high = 0, self._low - 1
+        else:
+            key = keys[::-1][np.searchsorted(down, self._rank)]
+            if self._tally.shift == 0:
+                self._end(key)
+                return
+            self._low = int(key) << self._tally.shift
+            self._high = self._low + (1 << self._tally.shift) - 1
+        self._above, self._tally = 0, Tally()
+
+    def _end(self, key: np.signedinteger[Any]) -> None:
+        kind: type[np.floating[Any]] = np.float32 if key.itemsize == 4 else np.float64
+        self.found = float(np.array(key).view(kind))
+        self.open = False
+
+
+class Tally:
+    """How often each key was seen, in bounded memory.
+
+    Differences of 16-bit numbers have few distinct values. Where there are too many, low bits of
+    the keys are dropped.
+
+    Attributes:
+        shift: the number of bits that were dropped.
+    """
+
+    def __init__(self) -> None:
+        self.shift = 0
+        self._keys: Keys | None = None
+        self._counts: Counts = np.zeros(0, np.int64)
+        self._waiting: list[Keys] = []
+        self._size = 0
+
+    def add(self, keys: Keys) -> None:
+        """Count keys."""
+        self._waiting.append(keys)
+        self._size += len(keys)
+        if self._size >= _WAITING:
+            self._settle()
+
+    def result(self) -> tuple[Keys, Counts]:
+        """Return the keys without their dropped bits, rising, and their counts."""
+        self._settle()
+        if self._keys is None:
+            return np.zeros(0, np.int32), self._counts
+        return self._keys, self._counts
+
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        new = np.concatenate(self._waiting)
+        self._waiting, self._size = [], 0
+        new.sort()
+        keys, counts = _run_lengths(new >> self.shift, np.ones(len(new), np.int64))
+        if self._keys is not None:
+            order = np.argsort(both := np.concatenate([self._keys, keys]), kind="stable")
+            every = np.concatenate([self._counts, counts])
+            keys, counts = _run_lengths(both[order], every[order])
+        while len(keys) > _DISTINCT:
+            self.shift += 1
+            keys, counts = _run_lengths(keys >> 1, counts)
+        self._keys, self._counts = keys, counts
+
+
+def _run_lengths(keys: Keys, counts: Counts) -> tuple[Keys, Counts]:
+    """Return the distinct ones of sorted keys, and the sum of the counts of each."""
+    if not len(keys):
+        return keys, counts
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[starts], np.add.reduceat(counts, starts)
+
+
+def magnitude_keys(tensor: Tensor) -> Keys:
+    """Return the keys of a tensor's elements, in its memory."""
+    import torch
+
+    integer = torch.int32 if tensor.dtype is torch.float32 else torch.int64
+    keys: Keys = tensor.reshape(-1).view(integer).numpy()
+    return np.bitwise_and(keys, np.array(np.iinfo(keys.dtype).max, keys.dtype), out=keys)
