@@ -113,7 +113,7 @@ def _step(
         parameters=parameters,
         compute="F64" if wide or recipe.compute_dtype == "float64" else "F32",
         granularity=granularity,
-        passes=method.passes(dict(parameters)),
+        passes=method.passes_for(dict(parameters)),
     )
 
 

@@ -27,6 +27,7 @@ from tests.support.hub import (
     WrongBytes,
 )
 from tests.support.merging import assert_nothing_like_a_model, refusal
+from tests.support.preparing import prepare_average
 from tests.support.remote import IDS, MODES, Pair, weights_of
 
 BOTH = pytest.mark.parametrize("mode", MODES)
@@ -129,7 +130,7 @@ def test_links_that_expire_before_the_merge_begins(
 ) -> None:
     from streammerge import api
 
-    prepared = api.prepare_average(IDS, tmp_path / "out", download=mode)
+    prepared = prepare_average(IDS, tmp_path / "out", download=mode)
     hub.expire_links()
     api.execute(prepared)
     assert weights_of(tmp_path / "out") == pair.wanted
@@ -182,7 +183,7 @@ def test_what_does_not_pass_is_one_clear_error_and_no_model(
 ) -> None:
     from streammerge import api
 
-    prepared = api.prepare_average(IDS, tmp_path / "out", download=mode)
+    prepared = prepare_average(IDS, tmp_path / "out", download=mode)
     hub.fault(effect, kind=kind, file=SHARDS, times=None)
     said = refusal(lambda: api.execute(prepared), message)
     assert "signature" not in said, "a signed link is a secret"
@@ -234,7 +235,7 @@ def test_a_header_that_arrives_wrong_but_plausible_is_found_by_the_cache(
         WrongBytes(place), kind="download", repo="org/b", file=SHARDS, times=1, method="GET"
     )
     try:
-        prepared = api.prepare_average([IDS[1], IDS[1]], tmp_path / "out")
+        prepared = prepare_average([IDS[1], IDS[1]], tmp_path / "out")
     except StreammergeError:
         return
     assert fault.hits == 1
@@ -249,7 +250,7 @@ def test_another_file_than_listed_is_refused(
     shard = hub.files("org/a")["model-00001-of-00003.safetensors"]
     from streammerge import api
 
-    prepared = api.prepare_average(IDS, tmp_path / "out", download="stream")
+    prepared = prepare_average(IDS, tmp_path / "out", download="stream")
     hub.expire_links()
     commit = hub.repositories["org/b"].find("main")
     assert commit is not None

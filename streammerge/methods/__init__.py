@@ -53,8 +53,8 @@ class Method:
             shape. All but elements are computed in fp64.
         measure: makes the measurement that has to be finished before the first block; None for
             methods that need none.
-        passes: how often the measurement reads the tensor at most, by the parameters; 0 where
-            nothing is to be measured.
+        passes: how often the measurement reads the tensor at most.
+        measure_if: whether parameters need the measurement at all.
         models: least and most number of models, the base model not counted.
         memory: for whole tensors: the bytes that it needs besides the fp64 copies of its inputs, by
             shape and number of models.
@@ -72,7 +72,8 @@ class Method:
     base: Literal["none", "optional", "required"]
     granularity: Shaped[Granularity]
     measure: Make | None
-    passes: Callable[[Mapping[str, Any]], int]
+    passes: int
+    measure_if: Callable[[Mapping[str, Any]], bool]
     models: tuple[int, int | None]
     memory: Callable[[tuple[int, ...], int], int]
     drops_zero: bool
@@ -89,6 +90,10 @@ class Method:
     def description(self) -> str:
         """What it says of itself."""
         return inspect.getdoc(self.function) or ""
+
+    def passes_for(self, parameters: Mapping[str, Any]) -> int:
+        """Return `passes`, or 0 where these parameters need no measurement."""
+        return self.passes if self.measure_if(parameters) else 0
 
     def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the positional arguments that the function asks for."""
@@ -109,7 +114,8 @@ def merge_method(
     aliases: tuple[str, ...] = (),
     granularity: Granularity | Shaped[Granularity] = "element",
     measure: Make | None = None,
-    passes: int | Callable[[Mapping[str, Any]], int] = 0,
+    passes: int = 0,
+    measure_if: Callable[[Mapping[str, Any]], bool] = lambda parameters: True,
     models: tuple[int, int | None] = (1, None),
     memory: Callable[[tuple[int, ...], int], int] = _several_copies,
     drops_zero: bool = False,
@@ -132,7 +138,8 @@ def merge_method(
             base="none" if base is None else "optional" if optional else "required",
             granularity=granularity if callable(granularity) else lambda *_: granularity,
             measure=measure,
-            passes=passes if callable(passes) else lambda _: passes,
+            passes=passes,
+            measure_if=measure_if,
             models=models,
             memory=memory,
             drops_zero=drops_zero,

@@ -85,7 +85,8 @@ def _granularity(parameters: Mapping[str, Any], shape: tuple[int, ...]) -> Granu
 @merge_method(
     "nuslerp",
     measure=combination(from_base, _nuslerp),
-    passes=lambda parameters: int(parameters["nuslerp_flatten"]),
+    passes=1,
+    measure_if=lambda parameters: bool(parameters["nuslerp_flatten"]),
     granularity=_granularity,
     models=(2, 2),
 )

@@ -74,7 +74,7 @@ def run_method(
 def _measured(
     method: Method, count: int, shape: tuple[int, ...], parameters: Mapping[str, Any]
 ) -> Measurement | None:
-    if method.measure is None or not method.passes(parameters):
+    if method.measure is None or not method.passes_for(parameters):
         return None
     return method.measure(count, shape, parameters)
 
