@@ -143,9 +143,9 @@ def test_an_index_that_leaves_the_repository_is_refused(hub: Hub) -> None:
     refusal(lambda: open_checkpoint("org/a"), "not a plain file name")
 
 
-def test_an_adapter_in_a_reference_is_not_merged_silently(hub: Hub, model: Path) -> None:
+def test_an_adapter_that_is_not_there_is_named(hub: Hub, model: Path) -> None:
     hub.create("org/a", model)
-    with pytest.raises(UnsupportedError, match="LoRA"):
+    with pytest.raises(HubError, match="org/lora"):
         open_checkpoint("org/a+org/lora")
 
 
