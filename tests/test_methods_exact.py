@@ -121,6 +121,15 @@ def test_an_even_vote_elects_the_positive_sign() -> None:
         assert run_method("ties", tensors, base, settings).tolist() == [1, 2, 2, 0]
 
 
+def test_an_even_vote_is_even_whatever_the_weights() -> None:
+    """As fp32 numbers, 0.6 · −3 and 0.45 · 4 are not quite opposite."""
+    tensors = [torch.full((1,), -3.0), torch.full((1,), 4.0)]
+    each = [{"weight": 0.6}, {"weight": 0.45}]
+    for scale in (2.0**-20, 1.0, 5.0, 7.0):
+        scaled = [tensor * scale for tensor in tensors]
+        assert run_method("ties", scaled, torch.zeros(1), {}, each).tolist() == [4 * scale]
+
+
 def test_all_that_equals_the_threshold_stays() -> None:
     """As in the TIES authors' code; mergekit keeps as many as asked for, of equal ones any."""
     tensors = [torch.tensor([1.0, -1.0, 1.0, 0.5, 2.0])]

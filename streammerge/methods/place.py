@@ -1,8 +1,8 @@
 """Where a block lies in its tensor, and random numbers that depend on nothing else.
 
 The numbers come from PCG64DXSM (O'Neill, "PCG: a family of simple fast space-efficient
-statistically good algorithms", 2014; numpy has it), a generator that can begin anywhere: element i
-of a tensor gets the same number whatever the block size, the number of threads and the device.
+statistically good algorithms", 2014), which numpy has and which can begin anywhere: an element of a
+tensor gets the same number whatever the block size, the number of threads and the device.
 """
 
 from __future__ import annotations
