@@ -11,7 +11,7 @@ import pytest
 
 import streammerge
 from streammerge import api
-from streammerge.errors import DiskSpaceError
+from streammerge.errors import CheckpointError, DiskSpaceError
 from streammerge.storage import DownloadMode, hub_cache, retrying
 from tests.support.cli import in_process
 from tests.support.hub import Hub, Status, WrongBytes
@@ -166,10 +166,9 @@ def test_offline_refuses_what_the_cache_lacks(
 ) -> None:
     huggingface_hub.hf_hub_download("org/a", "config.json")
     offline(monkeypatch)
-    message = refusal(
-        lambda: streammerge.average(IDS, tmp_path / "out", download="stream"), "org/a"
-    )
-    assert "no safetensors weights" in message
+    with pytest.raises(CheckpointError, match="no safetensors weights") as caught:
+        streammerge.average(IDS, tmp_path / "out", download="stream")
+    assert "in the cache" in " ".join(caught.value.__notes__)
     message = refusal(lambda: streammerge.average(["org/x", "org/b"], tmp_path / "out"))
     assert "HF_HUB_OFFLINE is set" in message
     assert "hf download org/x" in message

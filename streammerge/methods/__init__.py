@@ -32,6 +32,9 @@ from streammerge.methods.parameters import Parameter, read_parameters
 from streammerge.plugins import Registry
 
 Granularity = Literal["element", "row", "tensor"]
+_T = TypeVar("_T")
+Shaped = Callable[[Mapping[str, Any], tuple[int, ...]], _T]
+"""What follows from the parameters and the shape of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,16 @@ class Method:
         sees: names of its positional arguments.
         parameters: by name.
         base: whether it works on differences to a base model.
-        granularity: what a block must be, by the parameters: any elements, whole rows (what lies
-            along the last axis), or the whole tensor with its shape.
+        granularity: what a block must be, by the parameters and the shape of the tensor: any
+            elements, whole rows (what lies along the last axis), or the whole tensor with its
+            shape. All but elements are computed in fp64.
         measure: makes the measurement that has to be finished before the first block; None for
             methods that need none.
         passes: how often the measurement reads the tensor at most, by the parameters; 0 where
             nothing is to be measured.
         models: least and most number of models, the base model not counted.
-        memory: for whole tensors: bytes that it needs, by shape and number of models.
+        memory: for whole tensors: the bytes that it needs besides the fp64 copies of its inputs, by
+            shape and number of models.
         drops_zero: a model of weight 0 contributes nothing, and need not be read.
         check: raises a RecipeError for parameters that do not go together.
         kernel: the function takes raw stretches, a place for the result and a workspace.
@@ -65,7 +70,7 @@ class Method:
     sees: frozenset[str]
     parameters: Mapping[str, Parameter]
     base: Literal["none", "optional", "required"]
-    granularity: Callable[[Mapping[str, Any]], Granularity]
+    granularity: Shaped[Granularity]
     measure: Make | None
     passes: Callable[[Mapping[str, Any]], int]
     models: tuple[int, int | None]
@@ -95,14 +100,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _several_copies(shape: tuple[int, ...], models: int) -> int:
-    return 8 * math.prod(shape) * (models + 4)
+    return 8 * math.prod(shape) * (models + 3)
 
 
 def merge_method(
     name: str,
     *,
     aliases: tuple[str, ...] = (),
-    granularity: Granularity | Callable[[Mapping[str, Any]], Granularity] = "element",
+    granularity: Granularity | Shaped[Granularity] = "element",
     measure: Make | None = None,
     passes: int | Callable[[Mapping[str, Any]], int] = 0,
     models: tuple[int, int | None] = (1, None),
@@ -115,16 +120,17 @@ def merge_method(
 
     def register(function: _F) -> _F:
         arguments = inspect.signature(function).parameters
+        parameters = read_parameters(function)
         base = arguments.get("base")
         optional = base is not None and "None" in str(base.annotation)
         method = Method(
             name=name,
             aliases=aliases,
             function=function,
-            sees=frozenset(n for n, a in arguments.items() if a.kind is not a.KEYWORD_ONLY),
-            parameters=read_parameters(function),
+            sees=frozenset(arguments) - parameters.keys(),
+            parameters=parameters,
             base="none" if base is None else "optional" if optional else "required",
-            granularity=granularity if callable(granularity) else lambda _: granularity,
+            granularity=granularity if callable(granularity) else lambda *_: granularity,
             measure=measure,
             passes=passes if callable(passes) else lambda _: passes,
             models=models,
@@ -145,6 +151,8 @@ from streammerge.methods import (  # noqa: E402  they register themselves
     breadcrumbs,  # noqa: F401
     dare,  # noqa: F401
     della,  # noqa: F401
+    median,  # noqa: F401
+    model_stock,  # noqa: F401
     passthrough,  # noqa: F401
     ram,  # noqa: F401
     sce,  # noqa: F401
