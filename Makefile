@@ -14,10 +14,10 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
                $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench format clean
+.PHONY: help demo test test-all check bench bench-methods format clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## merge two real models, compare the result with both
 	@$(PY) -m demo
@@ -35,6 +35,9 @@ check: $(STAMP) ## ruff (lint, format) and mypy --strict
 
 bench: $(BENCH) ## the benchmarks; options in BENCH_ARGS="…"
 	@$(PY) -m benchmarks.bench $(BENCH_ARGS)
+
+bench-methods: $(BENCH) ## likewise, of the merge methods; options in BENCH_ARGS="…"
+	@$(PY) -m benchmarks.methods $(BENCH_ARGS)
 
 format: $(STAMP) ## let ruff rewrite what `make check` would refuse
 	@$(PY) -m ruff check --fix .
