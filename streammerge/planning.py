@@ -102,7 +102,9 @@ def _step(
         models, parameters = _without_zeros(models, parameters)
     sources = (*models, base) if base is not None else tuple(models)
     dtypes = {as_read(checkpoints[i], name).dtype for i in sources} | {decision.tensor.dtype}
-    wide = not method.kernel and not dtypes <= {"BF16", "F16"}
+    granularity = method.granularity(dict(parameters), decision.tensor.shape)
+    halves = dtypes in ({"BF16"}, {"F16"}) and granularity == "element"
+    wide = not method.kernel and not halves
     return Step(
         action="merge",
         sources=sources,
@@ -110,8 +112,8 @@ def _step(
         method=method.name,
         parameters=parameters,
         compute="F64" if wide or recipe.compute_dtype == "float64" else "F32",
-        granularity=method.granularity(dict(parameters)),
-        passes=method.passes(dict(parameters)),
+        granularity=granularity,
+        passes=method.passes_for(dict(parameters)),
     )
 
 

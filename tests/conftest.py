@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.attacks import trap
 from tests.support.remote import local_pair, pair
+from tests.support.untouched import watch
 
 if TYPE_CHECKING:
     from tests.support.hub import Hub
@@ -20,6 +21,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("NO_COLOR", "1")
 
 __all__ = ["hub", "local_pair", "no_waiting", "pair", "trap", "xet_hub"]
+
+
+@pytest.fixture(autouse=True)
+def _inputs_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No merge of any test touches its inputs; see tests/support/untouched.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("changes_inputs") is None:
+            watch(patch)
+        yield
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def test_a_mean_too_large_for_the_output_dtype_is_not_made_inf_in_silence(tmp_pa
     fails(paths, tmp_path / "out", *patterns, dtype="float16")
 
 
+@pytest.mark.changes_inputs
 @pytest.mark.parametrize("io", ["buffered", "direct", "mmap"])
 def test_a_file_that_is_cut_after_it_was_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, io: str

@@ -105,6 +105,7 @@ def test_a_stream_moves_little_more_than_the_weights_and_stores_nothing(
     assert weights_of(tmp_path / "out") == pair.wanted
     assert hub.log.downloaded(file="*.safetensors") <= 1.05 * pair.weights
     home = Path(huggingface_hub.constants.HF_HOME)
+    assert "cannot be checked" in " ".join(manifest_of(tmp_path / "out")["notes"])
     stored = [p for p in home.rglob("*") if p.is_file() and p.stat().st_size > 1000]
     assert stored == []
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
 
 import streammerge
 from streammerge.checkpoint import open_checkpoint
 from streammerge.errors import HubError, RecipeError, StreammergeError, UnsupportedError
 from streammerge.storage import DownloadMode, retrying
+from streammerge.storage.hub_listing import open_listing
 from tests.support.checkpoints import random_tensors, write_checkpoint
 from tests.support.cli import in_process
 from tests.support.hub import STRANGER, Hub
@@ -139,9 +143,9 @@ def test_an_index_that_leaves_the_repository_is_refused(hub: Hub) -> None:
     refusal(lambda: open_checkpoint("org/a"), "not a plain file name")
 
 
-def test_an_adapter_in_a_reference_is_not_merged_silently(hub: Hub, model: Path) -> None:
+def test_an_adapter_that_is_not_there_is_named(hub: Hub, model: Path) -> None:
     hub.create("org/a", model)
-    with pytest.raises(UnsupportedError, match="LoRA"):
+    with pytest.raises(HubError, match="org/lora"):
         open_checkpoint("org/a+org/lora")
 
 
@@ -165,3 +169,24 @@ def test_every_refusal_is_of_our_own_kind(hub: Hub) -> None:
     for reference in ("org/" + "x" * 100, "org/a--b", "org/a.git", "o..g/a"):
         with pytest.raises(StreammergeError):
             open_checkpoint(reference)
+
+
+def test_what_a_hostile_server_lists_leads_out_of_no_folder(
+    hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create("org/a", model)
+    evil = [
+        RepoFile(path="../out.json", size=1, oid="0" * 40),
+        RepoFile(path="/etc/passwd", size=1, oid="0" * 40),
+        RepoFile(path="config.json", size=2, oid="../../../../tmp/evil"),
+    ]
+    listed = HfApi.list_repo_tree
+    monkeypatch.setattr(
+        HfApi, "list_repo_tree", lambda *args, **options: [*evil, *listed(*args, **options)]
+    )
+    listing = open_listing("org/a", "", None)
+    assert set(listing.files) == {".gitattributes", "config.json", "model.safetensors"}
+    assert listing.files["config.json"].digest == ""
+    info = SimpleNamespace(sha="../../../tmp/evil")
+    monkeypatch.setattr(HfApi, "model_info", lambda *args, **options: info)
+    refusal(lambda: open_checkpoint("org/a"), "no commit", "HF_ENDPOINT")

@@ -48,7 +48,8 @@ def _trim(deltas: list[Tensor], density: Sequence[float], limits: Sequence[float
     "ties",
     aliases=("ties_merging",),
     measure=_measure,
-    passes=lambda parameters: 2 if _trims(parameters) else 0,
+    passes=2,
+    measure_if=_trims,
     drops_zero=True,
     paper="2306.01708",
 )
