@@ -81,7 +81,7 @@ def _step(
         ):
             return _rounded_copy(decision.sources[0])
         return Step(action=decision.action, sources=decision.sources)
-    method = find_method(treatment.method)
+    method = _method(treatment.method, recipe)
     base = _base(method, treatment)
     models = [i for i in decision.sources if i != base and i in treatment.models]
     _check_count(method, len(models))
@@ -130,6 +130,14 @@ def _placed(error: ParameterError, recipe: Recipe, models: Sequence[int]) -> Rec
         return error
     place = recipe.place_of(error.key, None if error.model is None else models[error.model])
     return RecipeError(f"{place}: {error.message}", error.remedy)
+
+
+def _method(name: str, recipe: Recipe) -> Method:
+    try:
+        return find_method(name)
+    except RecipeError as error:
+        where = f"{recipe.place_of_method(name)}: " if recipe.file else ""
+        raise RecipeError(where + error.message, error.remedy) from None
 
 
 def find_method(name: str) -> Method:
