@@ -90,7 +90,7 @@ def _open_on_hub(reference: Reference, hub: HubAccess) -> Checkpoint:
     try:
         storage = HubStorage(reference, folder, hub.download, hub.token)
     except HubError as error:
-        if not reference.text.startswith(HUB_SCHEME):
+        if not reference.text.startswith(HUB_SCHEME) and not reference.revision:
             error.add_note("It was looked for on the Hub, since there is no such path here.")
         raise
     try:

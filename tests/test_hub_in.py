@@ -90,6 +90,8 @@ def test_a_dry_run_says_what_would_be_downloaded(
     assert done.code == 0, done.err
     assert "4 to be downloaded" in done.out
     assert "MB into the cache" in done.out
+    for repo in IDS:
+        assert f"{repo}@{hub.head(repo)}" in done.out
     streamed = in_process(capsys, "plan", *IDS, "-o", tmp_path / "out", "--download", "stream")
     assert "4 stream" in streamed.out
     assert "into the cache" not in streamed.out

@@ -90,11 +90,12 @@ def test_a_gated_repository_says_where_to_ask(
     streammerge.average(["org/gated", model], tmp_path / "out", download=mode)
 
 
-def test_a_revision_that_is_not_there(hub: Hub, model: Path) -> None:
+@pytest.mark.parametrize("revision", ["v9", "0" * 40])
+def test_a_revision_that_is_not_there(hub: Hub, model: Path, revision: str) -> None:
     hub.create("org/a", model)
-    for revision in ("v9", "0" * 40):
-        message = refusal(lambda: open_checkpoint(f"org/a@{revision}"), f"org/a@{revision}")  # noqa: B023
-        assert "no such branch, tag or commit" in message
+    message = refusal(lambda: open_checkpoint(f"org/a@{revision}"), f"revision {revision} of org/a")
+    assert "no such branch, tag or commit" in message
+    assert f"{hub.url}/org/a/commits" in message
 
 
 def test_a_folder_that_is_not_there(hub: Hub, model: Path) -> None:
@@ -162,7 +163,7 @@ def test_the_command_line_prints_one_short_error(
     assert done.out == ""
     lines = done.err.strip().splitlines()
     assert len(lines) <= 4
-    assert lines[0].startswith("error cannot open org/nothing@main")
+    assert lines[0].startswith("error cannot open org/nothing: ")
 
 
 def test_every_refusal_is_of_our_own_kind(hub: Hub) -> None:

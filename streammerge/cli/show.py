@@ -70,7 +70,7 @@ def _models(prepared: Prepared) -> Table:
             f"{len(tensors):,}",
             format_size(sum(tensor.nbytes for tensor in tensors)),
             _dtypes(tensors),
-            escape(printable(model.label)),
+            escape(printable(model.pinned or model.label)),
         )
     return table
 

@@ -60,7 +60,8 @@ def open_listing(repo_id: str, revision: str, token: str | None) -> Listing:
     except Exception as error:
         known = _cached(repo_id, revision) if is_unreachable(error) else None
         if known is None:
-            raise explain(error, "open", f"{repo_id}@{revision}") from error
+            what = "open" if revision == _MAIN else f"open revision {revision} of"
+            raise explain(error, what, repo_id) from error
         known.notes.append(
             f"the Hub cannot be reached: {repo_id}@{revision} is taken as the cache has it, "
             f"commit {known.commit}"
