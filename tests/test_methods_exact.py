@@ -95,7 +95,8 @@ def test_bf16_results_are_the_formula_rounded_once(
         parameters(name, models, settings, each),
     )
     expected, doubt = FORMULAS[name](call)
-    # Where terms cancel, what is left has the rounding of the terms, not of itself.
+    # Where terms cancel, what is left has the rounding of the terms, not of itself. Such elements
+    # are computed again in fp64, but not with random numbers: those belong to whole blocks.
     scale = torch.stack([t.double().abs() for t in (*tensors, base)]).amax(0)
     cancelled = expected.abs() < scale * 2**-12
     assert doubt.double().mean() < 0.03, "too much of this case says nothing"
@@ -104,7 +105,8 @@ def test_bf16_results_are_the_formula_rounded_once(
     clear = ~doubt
     wrong = (merged != rounded) & clear
     assert int(wrong.sum()) <= 0.001 * int(clear.sum()), f"{int(wrong.sum())} elements are wrong"
-    clear &= ~cancelled
+    if "place" in METHODS.get(name).sees:
+        clear &= ~cancelled
     assert ulps_apart(merged[clear], rounded[clear]) <= 1
 
 
