@@ -116,6 +116,8 @@ def nuslerp(
     """
     if measured is not None:
         return measured.apply(tensors, base)
+    if not tensors[0].numel():
+        return tensors[0]
     rows = tensors[0].shape[0] if tensors[0].dim() else 1
     first, second = (tensor.reshape(rows, -1) for tensor in tensors)
     vectors, origin = from_base([first, second], None if base is None else base.view(rows, -1))
