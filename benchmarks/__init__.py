@@ -3,6 +3,7 @@
 What each module is for, and how to run it from the repository's root:
 
     python -m benchmarks.bench     ours, the floor, mergekit, a naive loop and cp, in one run
+    python -m benchmarks.methods   the merge methods beside mergekit and the floor, in one run
     python -m benchmarks.scaling   time and memory as models, sizes and tensors grow
     python -m benchmarks.memory    does a merge stay under --memory, also inside a cgroup?
     python -m benchmarks.kernels   the arithmetic alone against the machine's memcpy

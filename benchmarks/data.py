@@ -4,10 +4,11 @@
 
 The values look like weights, N(0, 0.02) and not zero: a file system that compresses or skips
 zeros would flatter us. Models of one family are fine-tunes of one base, 5 % away from it, as those
-that people merge; a family of its own makes a model a stranger. The values are streamed, so that
-100 GB take no more memory than 1 GB: one block is drawn once, and each piece of a tensor is some
-stretch of it, the same for the whole family, with the lowest bits flipped at random. The files are,
-byte for byte, what `safetensors.torch.save_file` writes for the same tensors.
+that people merge, or as far as `--distance` says (0 is the base itself); a family of its own makes
+a model a stranger. The values are streamed, so that 100 GB take no more memory than 1 GB: one block
+is drawn once, and each piece of a tensor is some stretch of it, the same for the whole family, with
+the lowest bits flipped at random where models are far enough apart. The files are, byte for byte,
+what `safetensors.torch.save_file` writes for the same tensors.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _BLOCK = 64 * 2**20
 _PIECE = 16 * 2**20
 _SPREAD = 0.02
 _DISTANCE = 0.05  # of a fine-tune from its base, relative
+_FLIPPED = 0.02  # flipping the lowest bits of a bf16 moves it by about 1 %: too far for less
 
 
 @dataclass(frozen=True)
@@ -129,17 +131,18 @@ def design(parameters: int, largest: int | None = None) -> Llama:
 class _Noise:
     """Endless pieces of weights, each another, at the speed of XOR."""
 
-    def __init__(self, kind: Kind, seed: int, family: int) -> None:
+    def __init__(self, kind: Kind, seed: int, family: int, distance: float) -> None:
         self._family, own = np.random.default_rng((family, 0)), np.random.default_rng((seed, 1))
         count = _BLOCK // kind.size
         values = self._family.standard_normal(count, dtype=np.float32)
-        values += own.standard_normal(count, dtype=np.float32) * np.float32(_DISTANCE)
+        values += own.standard_normal(count, dtype=np.float32) * np.float32(distance)
         values *= np.float32(_SPREAD)
         # Tiny numbers stay, as in real weights: a merge that takes care of them must pay for it.
         values = np.copysign(np.maximum(np.abs(values), np.float32(1e-7)), values)
         self._weights = _encode(values, kind)
         bits = own.integers(0, 2**64, _BLOCK // 8, dtype=np.uint64)
-        self._flips: Bytes = (bits & np.uint64(kind.lowest)).view(np.uint8)
+        lowest = kind.lowest if distance >= _FLIPPED else 0
+        self._flips: Bytes = (bits & np.uint64(lowest)).view(np.uint8)
 
     def pieces(self, length: int) -> Iterator[Bytes]:
         while length > 0:
@@ -168,6 +171,7 @@ def make_checkpoint(
     largest: int | None = None,
     seed: int = 0,
     family: int = 0,
+    distance: float = _DISTANCE,
 ) -> Path:
     """Write a checkpoint of about `size` bytes, its largest tensor of at least `largest`."""
     kind = KINDS[dtype]
@@ -175,7 +179,7 @@ def make_checkpoint(
     tensors = {name: math.prod(shape) * kind.size for name, shape in model.tensors()}
     shapes = dict(model.tensors())
     folder.mkdir(parents=True)
-    noise = _Noise(kind, seed, family)
+    noise = _Noise(kind, seed, family, distance)
     weight_map: dict[str, str] = {}
     parts = _split(tensors, shards)
     for number, names in enumerate(parts, start=1):
@@ -237,6 +241,7 @@ def main() -> None:
     parser.add_argument("--largest", type=parse_size, help="least size of the largest tensor")
     parser.add_argument("--seed", type=int, default=0, help="of this model")
     parser.add_argument("--family", type=int, default=0, help="seed of the base it stems from")
+    parser.add_argument("--distance", type=float, default=_DISTANCE, help="from that, relative")
     args = parser.parse_args()
     make_checkpoint(**vars(args))  # the options are its parameters
     written = sum(file.stat().st_size for file in args.folder.iterdir())

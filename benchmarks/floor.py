@@ -1,6 +1,6 @@
 """The floor: the inputs' bytes read and the output's bytes written at once, and nothing else.
 
-    python -m benchmarks.floor model_a model_b --out /tmp/floor.bin --mode direct
+    python -m benchmarks.floor model_a model_b --out /tmp/floor.bin --mode direct [--times 2]
 
 No merge can be faster on this disk. A reader thread per model fills buffers, the writer takes one
 of each model, writes the first and hands all back: a merge's pipeline with the merge left out. The
@@ -11,6 +11,9 @@ page cache:
     buffered     preadv and pwrite through the page cache, writeback started behind the writer
     warm         mapped inputs that lie in the cache, each byte touched once; direct write
     warm-preadv  cached inputs copied out by preadv; direct write
+
+A merge that has to measure its inputs first reads them several times: `--times` is how often the
+inputs are read, one time after the other.
 
 Prints JSON: seconds, and bytes read and written.
 """
@@ -113,12 +116,12 @@ class Reader(threading.Thread):
         self.full.put(None)
 
 
-def run_floor(models: list[list[Path]], out: Path, mode: str) -> float:
-    """Seconds to read all models and write one model's worth of bytes, durably."""
+def run_floor(models: list[list[Path]], out: Path, mode: str, times: int = 1) -> float:
+    """Seconds to read all models so many times and write one model's worth of bytes, durably."""
     size = sum(file.stat().st_size for file in models[0])
     direct = mode != "buffered"
     start = time.perf_counter()
-    readers = [Reader(files, mode) for files in models]
+    readers = [Reader(files * times, mode) for files in models]
     fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | (_DIRECT if direct else 0), 0o644)
     try:
         if direct and hasattr(os, "posix_fallocate"):
@@ -168,15 +171,16 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path, help="checkpoint folders or files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mode", choices=MODES, default="direct")
+    parser.add_argument("--times", type=int, default=1, help="how often the models are read")
     args = parser.parse_args()
     if args.mode != "buffered" and not _DIRECT:
         sys.exit("this system has no O_DIRECT")
     models = [weight_files(path) for path in args.models]
     try:
-        seconds = run_floor(models, args.out, args.mode)
+        seconds = run_floor(models, args.out, args.mode, args.times)
     except OSError as error:
         sys.exit(f"{args.mode}: {error}")
-    read = sum(file.stat().st_size for files in models for file in files)
+    read = args.times * sum(file.stat().st_size for files in models for file in files)
     written = args.out.stat().st_size
     print(json.dumps({"mode": args.mode, "seconds": seconds, "read": read, "written": written}))
 

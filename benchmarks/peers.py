@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# mergekit asks only for ranges; with these two pinned, pip finds a set that works (2026-11:
-# transformers 5.23, peft 0.21, click 8.5). torch is pinned to what we run on ourselves.
+# mergekit asks only for ranges. What it shares with us is held to our own versions; for the rest,
+# pip finds a set that works (2026-11: peft 0.21, datasets 5.2).
 MERGEKIT_PINS = ("mergekit==0.1.5", "torch==2.13.0")
 MERGEKIT_VENV = Path(".venv-mergekit")
+CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 
 
 class PeerUnavailable(Exception):
@@ -78,14 +79,19 @@ def install_mergekit(where: Path = MERGEKIT_VENV) -> Path:
     program = where / "bin" / "mergekit-yaml"
     stamp = where / ".installed"
     if stamp.exists() and stamp.read_text() == " ".join(MERGEKIT_PINS):
+        stamp.touch()
         return program.absolute()
     print(f"installing {' '.join(MERGEKIT_PINS)} into {where} (once) …", file=sys.stderr)
     try:
         venv.create(where, clear=True, with_pip=True)
         (where / ".gitignore").write_text("*\n")
-        pip = [str(where / "bin" / "python"), "-m", "pip", "install", "-qq", *MERGEKIT_PINS]
+        pip = [str(where / "bin" / "python"), "-m", "pip", "install", "-qq"]
         subprocess.run(
-            pip, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*pip, "-c", str(CONSTRAINTS), *MERGEKIT_PINS],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         subprocess.run([program, "--help"], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -146,7 +152,10 @@ def main() -> None:
     parser.add_argument("--weight", type=float, action="append")
     args = parser.parse_args()
     if args.what == "install-mergekit":
-        print(install_mergekit())
+        try:
+            print(install_mergekit())
+        except PeerUnavailable as error:
+            sys.exit(str(error))
     elif not args.models or args.out is None:
         parser.error("naive needs models and --out")
     else:

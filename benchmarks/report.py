@@ -107,11 +107,7 @@ class Report:
             if record.failure:
                 console.print(f"{record.name}, {record.state}: {record.failure}", markup=False)
         console.print(self._goal_table())
-        disturbed = sum(record.others > _BUSY for record in self.records)
-        console.print(
-            f"{disturbed} of {len(self.records)} runs had more than {_BUSY:g} cores taken by "
-            "others (or by the kernel's writeback): the ranges say what that did."
-        )
+        console.print(disturbance(self.records))
 
     def _table(self, state: str) -> Table:
         title = f"{state}: {self.models} models, {gigabytes(self.read)} read, "
@@ -214,6 +210,15 @@ class Report:
             "goals": [asdict(goal) for goal in self.goals()],
             "runs": [asdict(record) for record in self.records],
         }
+
+
+def disturbance(records: list[Record]) -> str:
+    """How many runs did not have the machine to themselves."""
+    disturbed = sum(record.others > _BUSY for record in records)
+    return (
+        f"{disturbed} of {len(records)} runs had more than {_BUSY:g} cores taken by others (or by "
+        "the kernel's writeback): the ranges say what that did."
+    )
 
 
 def _median(one: Spread) -> float:

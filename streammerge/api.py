@@ -61,8 +61,7 @@ def prepare(recipe: Recipe, out: Reference, **options: Unpack[PlanOptions]) -> P
     output = open_output(out, recipe.references, options.get("overwrite", False), token, **hub)
     output.check()
     plan = make_plan(recipe, checkpoints, shard_size)
-    streaming = access.download == "stream" and any(c.pinned for c in checkpoints)
-    layout = make_layout(plan, checkpoints, budget, streaming)
+    layout = make_layout(plan, checkpoints, budget)
     output.check_space(plan)
     check_space(needed_downloads(plan, checkpoints), *output.space(plan))
     notes = (*plan.notes, *check_relatives(plan, checkpoints, options.get("strict", False)))
@@ -96,7 +95,8 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
         # A run that let NaN pass does not decide for one that refuses it.
         kept = [s for s in output.begin(plan) if allowed or not (s.nonfinite or s.nonfinite_inputs)]
         needed = needed_downloads(plan, prepared.checkpoints, {shard.file for shard in kept})
-        told = fetch(needed, options.get("download_progress", _no_progress))
+        tell = options.get("download_progress", _no_progress)
+        told = fetch(needed, prepared.layout.downloads, tell)
         for shard in kept:
             progress(shard.bytes + bytes_to_read(plan, prepared.checkpoints, shard.file))
         report = Pipeline(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from streammerge.budget import MEASURED_AT_ONCE
 from streammerge.checkpoint import Checkpoint
+from streammerge.needs import MEASURED_AT_ONCE
 from streammerge.plan import OutputTensor, Plan
 from streammerge.windows import Window, cut_windows
 

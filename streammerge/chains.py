@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streammerge.budget import measurements, rows, whole_tensors
 from streammerge.buffers import allocate
 from streammerge.checkpoint import Checkpoint, as_read
+from streammerge.equality import require_equal
 from streammerge.formats.safetensors import Location
 from streammerge.measuring import Measurements, cpu_workspace
+from streammerge.needs import measurements, rows, whole_tensors
 from streammerge.openfiles import OpenFiles
-from streammerge.plan import OutputTensor, Plan
+from streammerge.plan import OutputTensor, Plan, Step
 from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
 from streammerge.tensors import DTYPES, torch_dtype
 from streammerge.windows import Piece, room_for, unit_length
 
 _STRETCH = 1024**2  # elements that are merged at a time
+_FILE = "merged"  # the virtual file that all tensors lie in
+_GAP = 4096  # bytes between two of them, so that no read goes over both
 
 
 class MergedCheckpoint:
@@ -45,6 +49,14 @@ class MergedCheckpoint:
         self.measurements = Measurements(plan)
         self.pinned = ""
         self.lock = threading.Lock()
+        self.starts: list[int] = []  # of the tensors in the virtual file
+        self._locations: dict[str, Location] = {}
+        end = 0
+        for name, tensor in self.outputs.items():
+            code = _code(plan, tensor)
+            self.starts.append(end)
+            self._locations[name] = Location(_FILE, end, "" if code == tensor.dtype else code)
+            end += tensor.info.numel * DTYPES[code].itemsize + _GAP
         self._donor = checkpoints[plan.side_files_from]
 
     @property
@@ -52,8 +64,10 @@ class MergedCheckpoint:
         """Room for a stretch of every source, and what reading and merging those needs."""
         sources = max((len(step.sources) for step in self.plan.steps), default=0)
         stretch = 8 * (2 * sources + 2) * _STRETCH + rows(self.plan) * sources
+        whole = whole_tensors(self.plan)
+        merged = whole.working + 8 * whole.tensor.info.numel if whole else 0
         inner = sum(checkpoint.scratch for checkpoint in self.checkpoints)
-        return stretch + measurements(self.plan) + whole_tensors(self.plan) + inner
+        return stretch + measurements(self.plan) + merged + inner
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -61,14 +75,12 @@ class MergedCheckpoint:
         return self._donor.config
 
     def locate(self, name: str) -> Location:
-        """Return the tensor's own virtual file."""
-        tensor = self.outputs[name]
-        step = self.plan.steps[tensor.step]
-        return Location(name, 0, step.compute if step.action == "merge" else "")
+        """Return the tensor's place in the virtual file."""
+        return self._locations[name]
 
     def open(self, file: str, mode: IoMode = "auto") -> RangeReader:
-        """Return what merges a tensor as it is read."""
-        return MergedReader(self, self.outputs[file], mode)
+        """Return what merges tensors as they are read."""
+        return MergedReader(self, mode)
 
     def identity(self) -> dict[str, tuple[FileIdentity, str]]:
         """Return one entry, which changes with anything that changes the inner merge."""
@@ -99,60 +111,78 @@ class MergedCheckpoint:
         return self._donor.read_side_file(path)
 
 
-class MergedReader:
-    """One tensor of an inner merge, read by one thread at a time; see `storage.RangeReader`."""
+def _code(plan: Plan, tensor: OutputTensor) -> str:
+    """Return the code of the dtype in which a tensor is handed out."""
+    step = plan.steps[tensor.step]
+    return step.compute if step.action == "merge" else tensor.dtype
 
-    def __init__(self, checkpoint: MergedCheckpoint, tensor: OutputTensor, mode: IoMode) -> None:
+
+class MergedReader:
+    """The virtual file of an inner merge, read by one thread; see `storage.RangeReader`."""
+
+    def __init__(self, checkpoint: MergedCheckpoint, mode: IoMode) -> None:
         self.mode = "merged"
-        self._checkpoint, self._tensor = checkpoint, tensor
-        self._step = checkpoint.plan.steps[tensor.step]
+        self._checkpoint, self._tensors = checkpoint, list(checkpoint.outputs.values())
+        self._labels = [model.label for model in checkpoint.plan.inputs]
         self._files = OpenFiles(checkpoint.checkpoints, mode, 1)
-        self._rooms = [allocate(0) for _ in self._step.sources]
+        self._rooms = [allocate(0) for _ in checkpoint.checkpoints]
         self._workspace = cpu_workspace()
-        self._whole: Tensor | None = None
+        self._whole: tuple[str, Tensor] | None = None  # the last tensor that was merged whole
 
     def fetch(self, offset: int, length: int, buffer: memoryview) -> memoryview:
         """Merge the elements that lie there into the buffer."""
-        location = self._checkpoint.locate(self._tensor.name)
-        dtype = location.dtype or self._tensor.dtype
-        itemsize = DTYPES[dtype].itemsize
+        starts, plan = self._checkpoint.starts, self._checkpoint.plan
+        number = bisect_right(starts, offset) - 1
+        tensor = self._tensors[number]
+        step, code = plan.steps[tensor.step], _code(plan, tensor)
+        itemsize = DTYPES[code].itemsize
+        first = (offset - starts[number]) // itemsize
         view = buffer[:length]
-        out = torch.frombuffer(view, dtype=torch_dtype(dtype), count=length // itemsize)
-        if self._step.action == "merge":
+        out = torch.frombuffer(view, dtype=torch_dtype(code), count=length // itemsize)
+        if step.action == "merge":
             torch.set_num_threads(1)  # as in the threads that merge
-            self._measure()
+            self._measure(tensor, step)
+        if step.granularity == "tensor":
+            out.copy_(self._merged_whole(tensor, step)[first : first + out.numel()])
+            return view
         for start in range(0, out.numel(), _STRETCH):
-            self._fill(out[start : start + _STRETCH], offset // itemsize + start)
+            self._fill(tensor, step, out[start : start + _STRETCH], first + start)
         return view
 
-    def _fill(self, out: Tensor, first: int) -> None:
-        unit = unit_length(self._step, self._tensor.shape)
-        if self._step.granularity == "tensor":
-            out.copy_(self._merged_whole(out.dtype)[first : first + out.numel()])
-            return
+    def _fill(self, tensor: OutputTensor, step: Step, out: Tensor, first: int) -> None:
+        unit = unit_length(step, tensor.shape)
         start = first // unit * unit
-        stop = min(-(-(first + out.numel()) // unit) * unit, self._tensor.info.numel)
-        inputs = self._read(start, stop - start)
-        if self._step.action != "merge":
-            out.copy_(inputs[0])
+        stop = min(-(-(first + out.numel()) // unit) * unit, tensor.info.numel)
+        inputs = self._read(tensor, step, start, stop - start)
+        if step.action == "merge":
+            task = self._checkpoint.measurements.task(tensor)
+            task(inputs, out, self._workspace, start, first)
             return
-        task = self._checkpoint.measurements.task(self._tensor)
-        task(inputs, out, self._workspace, start, first)
+        if step.action == "equal":
+            require_equal(tensor, inputs, [self._labels[model] for model in step.sources])
+        out.copy_(inputs[0])
 
-    def _merged_whole(self, dtype: torch.dtype) -> Tensor:
-        if self._whole is None:
-            numel = self._tensor.info.numel
-            self._whole = torch.empty(numel, dtype=dtype)
-            self._checkpoint.measurements.task(self._tensor).whole(
-                self._read(0, numel), self._whole
-            )
-        return self._whole
+    def _merged_whole(self, tensor: OutputTensor, step: Step) -> Tensor:
+        if self._whole is None or self._whole[0] != tensor.name:
+            self._whole = None  # the memory of one of them is there
+            numel, dtype = tensor.info.numel, torch_dtype(step.compute)
+            copies = [torch.empty(numel, dtype=dtype) for _ in step.sources]
+            for start in range(0, numel, _STRETCH):
+                count = min(_STRETCH, numel - start)
+                for copy, stretch in zip(
+                    copies, self._read(tensor, step, start, count), strict=True
+                ):
+                    copy[start : start + count] = stretch
+            merged = torch.empty(numel, dtype=dtype)
+            self._checkpoint.measurements.task(tensor).whole(copies, merged)
+            self._whole = (tensor.name, merged)
+        return self._whole[1]
 
-    def _measure(self) -> None:
-        """Measure the tensor, where its method needs that and nobody has done it."""
-        known, tensor = self._checkpoint.measurements, self._tensor
+    def _measure(self, tensor: OutputTensor, step: Step) -> None:
+        """Measure a tensor, where its method needs that and nobody has done it."""
+        known = self._checkpoint.measurements
         with self._checkpoint.lock:
-            if not self._step.passes or known.known(tensor):
+            if not step.passes or known.known(tensor):
                 return
             known.begin([tensor])
             again, numel = [tensor], tensor.info.numel
@@ -161,22 +191,22 @@ class MergedReader:
             while again:
                 for start in range(0, numel, stretch):
                     count = min(stretch, numel - start)
-                    piece = Piece(tensor, self._step, start, count, 0, start, count)
-                    known.observe(piece, self._read(start, count), self._workspace)
+                    piece = Piece(tensor, step, start, count, 0, start, count)
+                    inputs = self._read(tensor, step, start, count)
+                    known.observe(piece, inputs, self._workspace)
                 again = known.end_round(again)
 
-    def _read(self, first: int, numel: int) -> list[Tensor]:
+    def _read(self, tensor: OutputTensor, step: Step, first: int, numel: int) -> list[Tensor]:
         inputs = []
-        for index, model in enumerate(self._step.sources):
+        for model in step.sources:
             checkpoint = self._checkpoint.checkpoints[model]
-            info = as_read(checkpoint, self._tensor.name)
-            location = checkpoint.locate(self._tensor.name)
+            info, location = as_read(checkpoint, tensor.name), checkpoint.locate(tensor.name)
             length = numel * info.itemsize
-            if len(self._rooms[index]) < room_for(length):
-                self._rooms[index] = allocate(room_for(length))
+            if len(self._rooms[model]) < room_for(length):
+                self._rooms[model] = allocate(room_for(length))
             reader = self._files.get(model, location.file)
             offset = location.offset + first * info.itemsize
-            view = reader.fetch(offset, length, self._rooms[index])
+            view = reader.fetch(offset, length, self._rooms[model])
             inputs.append(torch.frombuffer(view, dtype=torch_dtype(info.dtype), count=numel))
         return inputs
 

@@ -11,18 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
-from streammerge.errors import (
-    CheckpointError,
-    HubError,
-    RecipeError,
-    is_unicode,
-    printable,
-)
+from streammerge.errors import CheckpointError, HubError, RecipeError, is_unicode, printable
 from streammerge.formats import Checkpoint, as_read
 from streammerge.formats.folder import SafetensorsCheckpoint
 from streammerge.references import HUB_SCHEME, Reference, parse_reference
 from streammerge.storage import DownloadMode, Storage
-from streammerge.storage.hub import HubStorage
 from streammerge.storage.local import LocalStorage
 from streammerge.views.lora import LoraApplied
 
@@ -83,19 +76,27 @@ def _open_model(found: Reference, access: HubAccess) -> Checkpoint:
 def _storage(adapter: Reference, access: HubAccess) -> Storage:
     if adapter.is_local:
         return LocalStorage(adapter.path)
+    from streammerge.storage.hub import HubStorage  # most merges do without
+
     return HubStorage(adapter, adapter.subfolder, access.download, access.token)
 
 
 def _open_on_hub(reference: Reference, hub: HubAccess) -> Checkpoint:
+    from streammerge.storage.hub import HubStorage  # most merges do without
+
     folder, file = reference.subfolder, None
     if folder.endswith((".safetensors", ".json")):
         folder, _, file = folder.rpartition("/")
     try:
         storage = HubStorage(reference, folder, hub.download, hub.token)
-        checkpoint = SafetensorsCheckpoint(storage, file)
     except HubError as error:
-        if not reference.text.startswith(HUB_SCHEME):
+        if not reference.text.startswith(HUB_SCHEME) and not reference.revision:
             error.add_note("It was looked for on the Hub, since there is no such path here.")
+        raise
+    try:
+        checkpoint = SafetensorsCheckpoint(storage, file)
+    except CheckpointError as error:
+        error.add_note(f"Looked at: {reference.repo_id} {storage.place}.")
         raise
     checkpoint.notes[:0] = storage.notes
     return checkpoint

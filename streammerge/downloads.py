@@ -16,7 +16,6 @@ from streammerge.plan import Plan
 from streammerge.storage import Download
 from streammerge.tensors import format_size
 
-AT_ONCE = 8
 _SPARE = 16_000_000  # bytes left free on a disk for what else the cache writes
 _PATIENCE = 20.0  # seconds that a thread gets to end, a connection's timeout among them
 
@@ -77,11 +76,12 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
 
 
-def fetch(downloads: Sequence[Download], progress: DownloadProgress) -> list[str]:
+def fetch(downloads: Sequence[Download], at_once: int, progress: DownloadProgress) -> list[str]:
     """Carry out downloads; return what the user should know.
 
     Args:
         downloads: what is to be fetched or checked.
+        at_once: how many of them at the same time.
         progress: called with the bytes fetched since the last call, and those of all downloads.
 
     Raises:
@@ -107,7 +107,7 @@ def fetch(downloads: Sequence[Download], progress: DownloadProgress) -> list[str
     # Daemons: a thread that hangs in the client must not keep an interrupted process alive.
     threads = [
         threading.Thread(target=work, name=f"download {number}", daemon=True)
-        for number in range(min(AT_ONCE, len(downloads)))
+        for number in range(min(at_once, len(downloads)))
     ]
     for thread in threads:
         thread.start()

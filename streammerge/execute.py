@@ -70,7 +70,7 @@ class Pipeline:
     ) -> None:
         self._plan, self._checkpoints, self._layout = plan, checkpoints, layout
         self._kept, self._io, self._device = {shard.file for shard in kept}, io, device
-        self._merger = Merger(plan, Wholes(checkpoints, io), allow_nonfinite)
+        self._merger = Merger(plan, Wholes(checkpoints, io, layout.at_once), allow_nonfinite)
         self._rereads = any(step.passes for step in plan.steps)
         self._output = output
         self._finisher = Finisher(plan, output, list(kept), self._merger.nonfinite)

@@ -45,13 +45,14 @@ def forecast(
             reader = checkpoint.open(file, io)
             modes[reader.mode] += 1
             reader.close()
+    local = {"direct", "mmap", "buffered"} & modes.keys()
     reason = "by what lies in the page cache" if io == "auto" else "as given"
     counts = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()) if count)
     return Forecast(
         bytes_read=sum(bytes_to_read(plan, checkpoints, shard.file) for shard in plan.shards),
         bytes_written=sum(shard.file_size for shard in plan.shards),
         bytes_downloaded=sum(d.missing for d in needed_downloads(plan, checkpoints)),
-        reading=f"files: {counts} ({reason})",
+        reading=f"files: {counts}" + (f" ({reason})" if local else ""),
         device=f"cpu ({AUTO_DEVICE_REASON})" if device == "auto" else f"{device} (as given)",
     )
 

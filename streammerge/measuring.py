@@ -7,11 +7,13 @@ a round with `end_round`; until a tensor's measurement asks for no further round
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from streammerge.errors import MergeError, printable
 from streammerge.methods import METHODS
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.running import Task
@@ -65,7 +67,7 @@ class Measurements:
             for part in task.observe(inputs, workspace, piece.read_first):
                 with self._lock:
                     measurement.add(part)
-            if not whole or not measurement.another_round():
+            if not whole or not _ends_round(piece.tensor.name, measurement):
                 break
         if whole:
             self._open.discard(piece.tensor.name)
@@ -73,13 +75,32 @@ class Measurements:
     def end_round(self, tensors: Iterable[OutputTensor]) -> list[OutputTensor]:
         """Return those tensors that have to be shown once more."""
         shown = [tensor for tensor in tensors if tensor.name in self._open]
-        again = [tensor for tensor in shown if self._by_name[tensor.name].another_round()]
+        again = [t for t in shown if _ends_round(t.name, self._by_name[t.name])]
         self._open = {tensor.name for tensor in again}
         return again
 
     def known(self, tensor: OutputTensor) -> bool:
         """Whether a tensor has been measured, or is being measured."""
         return tensor.name in self._by_name
+
+
+def _ends_round(name: str, measurement: Measurement) -> bool:
+    """End a round of a measurement; return whether there has to be another.
+
+    Raises:
+        MergeError: what the method finds wrong, with the name of the tensor.
+    """
+    with naming(name):
+        return measurement.another_round()
+
+
+@contextmanager
+def naming(tensor: str) -> Iterator[None]:
+    """Say in which tensor a method found what it refuses: it does not know names itself."""
+    try:
+        yield
+    except MergeError as error:
+        raise MergeError(f"{printable(tensor)}: {error.message}", error.remedy) from None
 
 
 def cpu_workspace() -> Workspace:

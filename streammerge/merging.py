@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from streammerge.errors import NonFiniteError, TensorsDifferError, printable
+from streammerge.equality import require_equal
+from streammerge.errors import NonFiniteError, printable
 from streammerge.lanes import Lane
 from streammerge.measuring import Measurements
 from streammerge.methods.running import Task
@@ -65,7 +66,8 @@ class Merger:
             self._merge(piece, inputs, out, lane)
             return
         if piece.step.action == "equal":
-            self._require_equal(piece, inputs)
+            labels = [self._labels[model] for model in piece.step.sources]
+            require_equal(piece.tensor, inputs, labels)
         out.view(torch.uint8).copy_(inputs[0].view(torch.uint8))
 
     def nonfinite(self, shard: OutputShard) -> tuple[Mapping[str, int], Mapping[str, int]]:
@@ -101,34 +103,24 @@ class Merger:
         if piece.step.granularity == "tensor":
             self._take_from_whole(piece, task, out)
             return
-        lane.run(task, inputs, out, piece.read_first, piece.first)
+        if piece.step.granularity == "row":
+            # Devices have sines and sums of rows of their own: the bits are to be those of a CPU.
+            task(inputs, out, Workspace(torch.device("cpu")), piece.read_first, piece.first)
+        else:
+            lane.run(task, inputs, out, piece.read_first, piece.first)
         # An average of NaN is NaN; other methods may drop what is not finite.
         if not all_finite(out) or not (task.method.kernel or all(map(all_finite, inputs))):
             self._examine(piece, task, inputs, out)
 
     def _take_from_whole(self, piece: Piece, task: Task, out: Tensor) -> None:
-        def look_over(inputs: Sequence[Tensor]) -> None:
-            if not all(map(all_finite, inputs)):
-                self._refuse_nonfinite_inputs(piece, inputs)
-                self._count_nonfinite_inputs(piece, inputs)
+        def look_over(model: int, first: int, stretch: Tensor) -> None:
+            if not all_finite(stretch):
+                self._refuse_nonfinite(piece, stretch, model, first)
+                self._count_nonfinite_input(piece, stretch, model)
 
-        part = self._wholes.take(
-            piece.tensor, piece.step, task, piece.first, piece.numel, look_over
-        )
-        out.copy_(part)
+        out.copy_(self._wholes.take(piece, task, look_over))
         if not all_finite(out):
             self._count_nonfinite(piece, out)
-
-    def _require_equal(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
-        for tensor, source in zip(inputs[1:], piece.sources[1:], strict=True):
-            if not torch.equal(inputs[0].view(torch.uint8), tensor.view(torch.uint8)):
-                raise TensorsDifferError(
-                    f"the {piece.tensor.dtype} tensor {printable(piece.tensor.name)} differs "
-                    f"between {self._labels[piece.sources[0].model]} and "
-                    f"{self._labels[source.model]}: integers have no average",
-                    f"Take it from the first model with --keep '{piece.tensor.name}', or leave it "
-                    f"out with --skip '{piece.tensor.name}'.",
-                )
 
     def _examine(self, piece: Piece, task: Task, inputs: Sequence[Tensor], out: Tensor) -> None:
         """Merge a piece again where something is not finite, and say where that came from.
@@ -139,7 +131,8 @@ class Merger:
         self._refuse_nonfinite_inputs(piece, inputs)
         skipped = piece.first - piece.read_first
         own = slice(skipped, skipped + piece.numel)
-        self._count_nonfinite_inputs(piece, [tensor[own] for tensor in inputs])
+        for tensor, model in zip(inputs, piece.step.sources, strict=True):
+            self._count_nonfinite_input(piece, tensor[own], model)
         if all_finite(out):
             return
         workspace = Workspace(torch.device("cpu"))
@@ -159,21 +152,23 @@ class Merger:
         with self._lock:
             self._written[piece.tensor.name] += count
 
-    def _count_nonfinite_inputs(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
+    def _count_nonfinite_input(self, piece: Piece, tensor: Tensor, model: int) -> None:
         with self._lock:
-            for tensor, model in zip(inputs, piece.step.sources, strict=True):
-                self._read[piece.tensor.name, self._labels[model]] += _nonfinite(tensor)
+            self._read[piece.tensor.name, self._labels[model]] += _nonfinite(tensor)
 
     def _refuse_nonfinite_inputs(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
         for tensor, model in zip(inputs, piece.step.sources, strict=True):
-            bad = 0 if self._allow_nonfinite else _nonfinite(tensor)
-            if bad:
-                raise NonFiniteError(
-                    f"{printable(piece.tensor.name)} in {self._labels[model]} holds NaN or "
-                    f"Inf ({bad} elements near number {piece.first:,})",
-                    "A diverged training run leaves such values: check that model; or pass them on "
-                    "with --allow-nonfinite.",
-                )
+            self._refuse_nonfinite(piece, tensor, model, piece.first)
+
+    def _refuse_nonfinite(self, piece: Piece, tensor: Tensor, model: int, first: int) -> None:
+        bad = 0 if self._allow_nonfinite else _nonfinite(tensor)
+        if bad:
+            raise NonFiniteError(
+                f"{printable(piece.tensor.name)} in {self._labels[model]} holds NaN or "
+                f"Inf ({bad} elements near number {first:,})",
+                "A diverged training run leaves such values: check that model; or pass them on "
+                "with --allow-nonfinite.",
+            )
 
 
 def _inputs(piece: Piece, views: Sequence[Sequence[memoryview]]) -> list[Tensor]:

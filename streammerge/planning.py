@@ -81,7 +81,7 @@ def _step(
         ):
             return _rounded_copy(decision.sources[0])
         return Step(action=decision.action, sources=decision.sources)
-    method = find_method(treatment.method)
+    method = _method(treatment.method, recipe)
     base = _base(method, treatment)
     models = [i for i in decision.sources if i != base and i in treatment.models]
     _check_count(method, len(models))
@@ -102,7 +102,9 @@ def _step(
         models, parameters = _without_zeros(models, parameters)
     sources = (*models, base) if base is not None else tuple(models)
     dtypes = {as_read(checkpoints[i], name).dtype for i in sources} | {decision.tensor.dtype}
-    wide = not method.kernel and not dtypes <= {"BF16", "F16"}
+    granularity = method.granularity(dict(parameters), decision.tensor.shape)
+    halves = dtypes in ({"BF16"}, {"F16"}) and granularity == "element"
+    wide = not method.kernel and not halves
     return Step(
         action="merge",
         sources=sources,
@@ -110,8 +112,8 @@ def _step(
         method=method.name,
         parameters=parameters,
         compute="F64" if wide or recipe.compute_dtype == "float64" else "F32",
-        granularity=method.granularity(dict(parameters)),
-        passes=method.passes(dict(parameters)),
+        granularity=granularity,
+        passes=method.passes_for(dict(parameters)),
     )
 
 
@@ -128,6 +130,14 @@ def _placed(error: ParameterError, recipe: Recipe, models: Sequence[int]) -> Rec
         return error
     place = recipe.place_of(error.key, None if error.model is None else models[error.model])
     return RecipeError(f"{place}: {error.message}", error.remedy)
+
+
+def _method(name: str, recipe: Recipe) -> Method:
+    try:
+        return find_method(name)
+    except RecipeError as error:
+        where = f"{recipe.place_of_method(name)}: " if recipe.file else ""
+        raise RecipeError(where + error.message, error.remedy) from None
 
 
 def find_method(name: str) -> Method:
@@ -158,10 +168,11 @@ def _base(method: Method, treatment: Treatment) -> int | None:
 def _check_count(method: Method, count: int) -> None:
     least, most = method.models
     if count < least or (most is not None and count > most):
-        wanted = f"{least}" if least == most else f"{least} to {most}" if most else f"{least}"
+        wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        wanted = f"{least}" if least == most else wanted
+        noun = "model" if wanted == "1" else "models"
         beside = " besides the base model" if method.base != "none" else ""
-        more = "" if most else " or more"
-        raise RecipeError(f"{method.name} takes {wanted}{more} models{beside}, not {count}")
+        raise RecipeError(f"{method.name} takes {wanted} {noun}{beside}, not {count}")
 
 
 def _without_zeros(models: list[int], parameters: Resolved) -> tuple[list[int], Resolved]:

@@ -25,29 +25,28 @@ def stack_up(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> list[Stacked]:
         CoverageError: tensors that no module holds.
     """
     keys = dict.fromkeys(section.module for section in recipe.sections)
-    _check_modules(recipe, opened, list(keys))
+    skipped = _check_modules(recipe, opened, list(keys))
     modules = [Module(recipe, key, opened) for key in keys]
     donor = opened[recipe.donor]
     config, notes = dict(donor.config), [note for c in opened.values() for note in c.notes]
     for module in modules:
         config, more = module.config(config, donor)
         notes += more + module.notes()
-    return [
-        Stacked(
-            label,
-            {name: part for module in modules for name, part in module.parts(position).items()},
-            donor,
-            config,
-            () if position else notes,
-        )
-        for position, label in enumerate(recipe.inputs)
-    ]
+    stacks = []
+    for position, label in enumerate(recipe.inputs):
+        parts: Parts = {} if position else skipped
+        for module in modules:
+            parts |= module.parts(position)
+        stacks.append(Stacked(label, parts, donor, config, () if position else notes))
+    return stacks
 
 
-def _check_modules(recipe: Recipe, opened: Mapping[str, Checkpoint], keys: Sequence[str]) -> None:
-    names = {name for checkpoint in opened.values() for name in checkpoint.tensors}
-    homeless = sorted(n for n in names if recipe.module_of(n) is None)
-    homeless = [name for name in homeless if recipe.action(name)[0] != "skip"]
+def _check_modules(recipe: Recipe, opened: Mapping[str, Checkpoint], keys: Sequence[str]) -> Parts:
+    """Return the tensors that no module holds, all of which are left out as asked for."""
+    models = dict.fromkeys(s.model for section in recipe.sections for s in section.sources if s)
+    names = {name: (opened[m], name) for m in models for name in opened[m].tensors}
+    outside = {n: part for n, part in names.items() if recipe.module_of(n) is None}
+    homeless = sorted(name for name in outside if recipe.action(name)[0] != "skip")
     if homeless:
         raise CoverageError(
             f"{len(homeless)} tensors belong to no module:\n{listing(homeless)}",
@@ -61,6 +60,7 @@ def _check_modules(recipe: Recipe, opened: Mapping[str, Checkpoint], keys: Seque
                 f"{place}: no tensor belongs to the module {key}",
                 "Say which do with `tensors:`, such as `tensors: visual.*`.",
             )
+    return outside
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """Tensors whose method needs them whole, such as the spectral ones: read, merged, and handed out.
 
-One at a time: the pieces of such a tensor come in the order of the output, the first of them has
-the tensor read and merged, and the last lets go of it.
+The pieces of such a tensor come in the order of the output. The thread that gets the first of them
+reads and merges the tensor, others that need it meanwhile wait, and the last piece lets go of it.
+Only merging is limited to some tensors at a time: who merges waits for nobody, so nobody waits
+forever.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
@@ -15,57 +18,72 @@ from torch import Tensor
 from streammerge.buffers import allocate
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.methods.running import Task
+from streammerge.needs import READ_AT_ONCE
 from streammerge.openfiles import OpenFiles
-from streammerge.plan import OutputTensor, Step
 from streammerge.storage import IoMode
 from streammerge.tensors import torch_dtype
-from streammerge.windows import room_for
+from streammerge.windows import Piece, room_for
 
-_READ = 16 * 1024**2
+Check = Callable[[int, int, Tensor], None]
+"""Called with a model's number, that of an element, and what is read from there; may raise."""
 
 
 class Wholes:
-    """Merged tensors that pieces are still to be taken from."""
+    """Merged tensors that pieces are still to be taken from.
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], io: IoMode) -> None:
+    Args:
+        checkpoints: the opened inputs.
+        io: how they are read.
+        at_once: how many tensors may be merged at the same time.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], io: IoMode, at_once: int) -> None:
         self._checkpoints, self._io = checkpoints, io
-        self._merged: dict[str, Tensor] = {}
+        self._merged: dict[str, Future[Tensor]] = {}
         self._missing: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._room = threading.Semaphore(at_once)
 
-    def take(
-        self,
-        tensor: OutputTensor,
-        step: Step,
-        task: Task,
-        first: int,
-        numel: int,
-        look_over: Callable[[Sequence[Tensor]], None],
-    ) -> Tensor:
-        """Return elements of the merged tensor; its inputs are looked over before it is merged."""
-        with self._lock:  # the threads of BLAS work on one tensor at a time
-            if tensor.name not in self._merged:
-                inputs = [self._read(model, tensor) for model in step.sources]
-                look_over(inputs)
-                out = torch.empty(tensor.info.numel, dtype=torch_dtype(tensor.dtype))
-                task.whole(inputs, out)
-                self._merged[tensor.name] = out
-                self._missing[tensor.name] = tensor.info.numel
-            merged = self._merged[tensor.name]
-            self._missing[tensor.name] -= numel
-            if self._missing[tensor.name] == 0:
-                del self._merged[tensor.name]
-        return merged[first : first + numel]
+    def take(self, piece: Piece, task: Task, check: Check) -> Tensor:
+        """Return the elements of a piece, merged.
 
-    def _read(self, model: int, tensor: OutputTensor) -> Tensor:
-        checkpoint = self._checkpoints[model]
-        info, location = as_read(checkpoint, tensor.name), checkpoint.locate(tensor.name)
-        whole = allocate(info.nbytes)
-        buffer = allocate(room_for(_READ))
+        Raises:
+            StreammergeError: what `check` raises, or reading or merging the tensor.
+        """
+        name = piece.tensor.name
+        with self._lock:
+            first_to_come = name not in self._merged
+            merged = self._merged.setdefault(name, Future())
+            self._missing[name] = self._missing.get(name, piece.tensor.info.numel) - piece.numel
+            if self._missing[name] == 0:
+                del self._merged[name], self._missing[name]
+        if first_to_come:
+            try:
+                with self._room:
+                    merged.set_result(self._merge(piece, task, check))
+            except BaseException as error:
+                merged.set_exception(error)
+        return merged.result()[piece.first : piece.first + piece.numel]
+
+    def _merge(self, piece: Piece, task: Task, check: Check) -> Tensor:
+        copies = [self._read(model, piece, task, check) for model in piece.step.sources]
+        out = torch.empty(piece.tensor.info.numel, dtype=torch_dtype(piece.tensor.dtype))
+        task.whole(copies, out)
+        return out
+
+    def _read(self, model: int, piece: Piece, task: Task, check: Check) -> Tensor:
+        checkpoint, name = self._checkpoints[model], piece.tensor.name
+        info, location = as_read(checkpoint, name), checkpoint.locate(name)
+        copy = torch.empty(info.numel, dtype=task.compute)
+        step = READ_AT_ONCE // info.itemsize
+        buffer = allocate(room_for(READ_AT_ONCE))
         with OpenFiles(self._checkpoints, self._io, 1) as files:
             reader = files.get(model, location.file)
-            for start in range(0, info.nbytes, _READ):
-                length = min(_READ, info.nbytes - start)
-                view = reader.fetch(location.offset + start, length, buffer)
-                whole[start : start + length] = view
-        return torch.frombuffer(whole, dtype=torch_dtype(info.dtype), count=info.numel)
+            for first in range(0, info.numel, step):
+                count = min(step, info.numel - first)
+                offset = location.offset + first * info.itemsize
+                view = reader.fetch(offset, count * info.itemsize, buffer)
+                stretch = torch.frombuffer(view, dtype=torch_dtype(info.dtype), count=count)
+                check(model, first, stretch)
+                copy[first : first + count] = stretch
+        return copy

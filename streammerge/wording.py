@@ -44,12 +44,15 @@ def part_in_words(plan: Plan, model: int) -> str:
         for name, value in step.parameters:
             if isinstance(value, tuple) and index < len(value):
                 found.setdefault(name, []).append(value[index])
-    return ", ".join(f"{name} {_range(values)}" for name, values in found.items())
+    said = {name: _range(values) for name, values in found.items()}
+    return ", ".join(f"{name} {values}" for name, values in said.items() if values)
 
 
 def _range(values: list[Setting]) -> str:
     numbers = [value for value in values if isinstance(value, int | float)]
-    low, high = min(numbers, default=0), max(numbers, default=0)
+    if not numbers:
+        return ""
+    low, high = min(numbers), max(numbers)
     return _shown(low) if low == high else f"{_shown(low)} … {_shown(high)}"
 
 

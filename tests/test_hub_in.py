@@ -90,6 +90,8 @@ def test_a_dry_run_says_what_would_be_downloaded(
     assert done.code == 0, done.err
     assert "4 to be downloaded" in done.out
     assert "MB into the cache" in done.out
+    for repo in IDS:
+        assert f"{repo}@{hub.head(repo)}" in done.out
     streamed = in_process(capsys, "plan", *IDS, "-o", tmp_path / "out", "--download", "stream")
     assert "4 stream" in streamed.out
     assert "into the cache" not in streamed.out
@@ -105,6 +107,7 @@ def test_a_stream_moves_little_more_than_the_weights_and_stores_nothing(
     assert weights_of(tmp_path / "out") == pair.wanted
     assert hub.log.downloaded(file="*.safetensors") <= 1.05 * pair.weights
     home = Path(huggingface_hub.constants.HF_HOME)
+    assert "cannot be checked" in " ".join(manifest_of(tmp_path / "out")["notes"])
     stored = [p for p in home.rglob("*") if p.is_file() and p.stat().st_size > 1000]
     assert stored == []
 

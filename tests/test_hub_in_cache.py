@@ -11,11 +11,12 @@ import pytest
 
 import streammerge
 from streammerge import api
-from streammerge.errors import DiskSpaceError
+from streammerge.errors import CheckpointError, DiskSpaceError
 from streammerge.storage import DownloadMode, hub_cache, retrying
 from tests.support.cli import in_process
 from tests.support.hub import Hub, Status, WrongBytes
 from tests.support.merging import assert_nothing_like_a_model, refusal
+from tests.support.preparing import prepare_average
 from tests.support.remote import IDS, MODES, Pair, weights_of
 
 BOTH = pytest.mark.parametrize("mode", MODES)
@@ -45,7 +46,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_bytes_of_the_right_size_are_downloaded_again(
     tmp_path: Path, hub: Hub, pair: Pair, where: str
 ) -> None:
-    prepared = api.prepare_average(IDS, tmp_path / "out")
+    prepared = prepare_average(IDS, tmp_path / "out")
     at = 100 if where == "at the start" else 500_000
     hub.fault(WrongBytes(at), kind="download", repo="org/b", file=WEIGHTS)
     result = api.execute(prepared)
@@ -56,7 +57,7 @@ def test_wrong_bytes_of_the_right_size_are_downloaded_again(
 def test_bytes_that_are_always_wrong_are_refused_and_not_kept(
     tmp_path: Path, hub: Hub, pair: Pair
 ) -> None:
-    prepared = api.prepare_average(IDS, tmp_path / "out")
+    prepared = prepare_average(IDS, tmp_path / "out")
     hub.fault(WrongBytes(500_000), kind="download", repo="org/b", file=WEIGHTS, times=None)
     sha256 = hub.files("org/b")[WEIGHTS].sha256
     assert sha256 is not None
@@ -166,10 +167,9 @@ def test_offline_refuses_what_the_cache_lacks(
 ) -> None:
     huggingface_hub.hf_hub_download("org/a", "config.json")
     offline(monkeypatch)
-    message = refusal(
-        lambda: streammerge.average(IDS, tmp_path / "out", download="stream"), "org/a"
-    )
-    assert "no safetensors weights" in message
+    with pytest.raises(CheckpointError, match="no safetensors weights") as caught:
+        streammerge.average(IDS, tmp_path / "out", download="stream")
+    assert "in the cache" in " ".join(caught.value.__notes__)
     message = refusal(lambda: streammerge.average(["org/x", "org/b"], tmp_path / "out"))
     assert "HF_HUB_OFFLINE is set" in message
     assert "hf download org/x" in message
@@ -200,12 +200,12 @@ def test_a_full_disk_is_found_before_the_download(
     needed = pair.weights + sum(map(len, pair.wanted.values()))
     room(needed + 15_900_000)
     with pytest.raises(DiskSpaceError, match="in the cache and the output"):
-        api.prepare_average(IDS, tmp_path / "out")
-    api.prepare_average(IDS, tmp_path / "out", download="stream")
+        prepare_average(IDS, tmp_path / "out")
+    prepare_average(IDS, tmp_path / "out", download="stream")
     room(needed + 20_000_000)
-    api.execute(api.prepare_average(IDS, tmp_path / "out"))
+    api.execute(prepare_average(IDS, tmp_path / "out"))
     room(needed - pair.weights + 16_100_000)  # nothing is missing any more
-    api.prepare_average(IDS, tmp_path / "more")
+    prepare_average(IDS, tmp_path / "more")
 
 
 def test_the_same_repository_twice_needs_room_once(
@@ -228,7 +228,7 @@ def test_downloads_are_counted(tmp_path: Path, hub: Hub, pair: Pair) -> None:
 def test_a_failed_download_calls_the_others_off_and_leaves_no_pieces(
     tmp_path: Path, hub: Hub, pair: Pair
 ) -> None:
-    prepared = api.prepare_average(IDS, tmp_path / "out")
+    prepared = prepare_average(IDS, tmp_path / "out")
     hub.fault(Status(403), kind="download", file="*00002*", times=None)
     refusal(lambda: api.execute(prepared), "00002")
     cache = hub_cache.repository_folder("org/a").parent

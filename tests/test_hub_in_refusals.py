@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
 
 import streammerge
 from streammerge.checkpoint import open_checkpoint
 from streammerge.errors import HubError, RecipeError, StreammergeError, UnsupportedError
 from streammerge.storage import DownloadMode, retrying
+from streammerge.storage.hub_listing import open_listing
 from tests.support.checkpoints import random_tensors, write_checkpoint
 from tests.support.cli import in_process
 from tests.support.hub import STRANGER, Hub
@@ -86,11 +90,12 @@ def test_a_gated_repository_says_where_to_ask(
     streammerge.average(["org/gated", model], tmp_path / "out", download=mode)
 
 
-def test_a_revision_that_is_not_there(hub: Hub, model: Path) -> None:
+@pytest.mark.parametrize("revision", ["v9", "0" * 40])
+def test_a_revision_that_is_not_there(hub: Hub, model: Path, revision: str) -> None:
     hub.create("org/a", model)
-    for revision in ("v9", "0" * 40):
-        message = refusal(lambda: open_checkpoint(f"org/a@{revision}"), f"org/a@{revision}")  # noqa: B023
-        assert "no such branch, tag or commit" in message
+    message = refusal(lambda: open_checkpoint(f"org/a@{revision}"), f"revision {revision} of org/a")
+    assert "no such branch, tag or commit" in message
+    assert f"{hub.url}/org/a/commits" in message
 
 
 def test_a_folder_that_is_not_there(hub: Hub, model: Path) -> None:
@@ -139,9 +144,9 @@ def test_an_index_that_leaves_the_repository_is_refused(hub: Hub) -> None:
     refusal(lambda: open_checkpoint("org/a"), "not a plain file name")
 
 
-def test_an_adapter_in_a_reference_is_not_merged_silently(hub: Hub, model: Path) -> None:
+def test_an_adapter_that_is_not_there_is_named(hub: Hub, model: Path) -> None:
     hub.create("org/a", model)
-    with pytest.raises(UnsupportedError, match="LoRA"):
+    with pytest.raises(HubError, match="org/lora"):
         open_checkpoint("org/a+org/lora")
 
 
@@ -158,10 +163,31 @@ def test_the_command_line_prints_one_short_error(
     assert done.out == ""
     lines = done.err.strip().splitlines()
     assert len(lines) <= 4
-    assert lines[0].startswith("error cannot open org/nothing@main")
+    assert lines[0].startswith("error cannot open org/nothing: ")
 
 
 def test_every_refusal_is_of_our_own_kind(hub: Hub) -> None:
     for reference in ("org/" + "x" * 100, "org/a--b", "org/a.git", "o..g/a"):
         with pytest.raises(StreammergeError):
             open_checkpoint(reference)
+
+
+def test_what_a_hostile_server_lists_leads_out_of_no_folder(
+    hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create("org/a", model)
+    evil = [
+        RepoFile(path="../out.json", size=1, oid="0" * 40),
+        RepoFile(path="/etc/passwd", size=1, oid="0" * 40),
+        RepoFile(path="config.json", size=2, oid="../../../../tmp/evil"),
+    ]
+    listed = HfApi.list_repo_tree
+    monkeypatch.setattr(
+        HfApi, "list_repo_tree", lambda *args, **options: [*evil, *listed(*args, **options)]
+    )
+    listing = open_listing("org/a", "", None)
+    assert set(listing.files) == {".gitattributes", "config.json", "model.safetensors"}
+    assert listing.files["config.json"].digest == ""
+    info = SimpleNamespace(sha="../../../tmp/evil")
+    monkeypatch.setattr(HfApi, "model_info", lambda *args, **options: info)
+    refusal(lambda: open_checkpoint("org/a"), "no commit", "HF_ENDPOINT")

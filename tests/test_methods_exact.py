@@ -95,7 +95,8 @@ def test_bf16_results_are_the_formula_rounded_once(
         parameters(name, models, settings, each),
     )
     expected, doubt = FORMULAS[name](call)
-    # Where terms cancel, what is left has the rounding of the terms, not of itself.
+    # Where terms cancel, what is left has the rounding of the terms, not of itself. Such elements
+    # are computed again in fp64, but not with random numbers: those belong to whole blocks.
     scale = torch.stack([t.double().abs() for t in (*tensors, base)]).amax(0)
     cancelled = expected.abs() < scale * 2**-12
     assert doubt.double().mean() < 0.03, "too much of this case says nothing"
@@ -104,7 +105,8 @@ def test_bf16_results_are_the_formula_rounded_once(
     clear = ~doubt
     wrong = (merged != rounded) & clear
     assert int(wrong.sum()) <= 0.001 * int(clear.sum()), f"{int(wrong.sum())} elements are wrong"
-    clear &= ~cancelled
+    if "place" in METHODS.get(name).sees:
+        clear &= ~cancelled
     assert ulps_apart(merged[clear], rounded[clear]) <= 1
 
 
@@ -119,6 +121,15 @@ def test_an_even_vote_elects_the_positive_sign() -> None:
     tensors = [torch.tensor([1.0, -2.0, 3.0, 0.0]), torch.tensor([-1.0, 2.0, 1.0, 0.0])]
     for settings in ({}, {"majority_sign_method": "frequency"}):
         assert run_method("ties", tensors, base, settings).tolist() == [1, 2, 2, 0]
+
+
+def test_an_even_vote_is_even_whatever_the_weights() -> None:
+    """As fp32 numbers, 0.6 · −3 and 0.45 · 4 are not quite opposite."""
+    tensors = [torch.full((1,), -3.0), torch.full((1,), 4.0)]
+    each = [{"weight": 0.6}, {"weight": 0.45}]
+    for scale in (2.0**-20, 1.0, 5.0, 7.0):
+        scaled = [tensor * scale for tensor in tensors]
+        assert run_method("ties", scaled, torch.zeros(1), {}, each).tolist() == [4 * scale]
 
 
 def test_all_that_equals_the_threshold_stays() -> None:

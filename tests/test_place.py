@@ -57,4 +57,4 @@ def test_these_numbers_never_change() -> None:
     """A recipe with a seed gives the same bytes in every version; else `ARITHMETIC` changes."""
     place = Place("model.layers.0.mlp.up_proj.weight", (4, 4), 0, 5)
     steps = place.uniform(42, 1, torch.empty(5)) * 2**16 - 0.5
-    assert steps.tolist() == [28505, 28355, 39587, 28922, 62769]
+    assert steps.tolist() == [46352, 14367, 61524, 1870, 47995]

@@ -12,6 +12,7 @@ import pytest
 from streammerge.checkpoint import Checkpoint, open_checkpoint
 from streammerge.inputs import open_inputs
 from streammerge.recipe import Recipe, Treatments
+from streammerge.recipe.layers import comes_before_layers
 from streammerge.views.stacked import Stacked
 from tests.support.mergekit_recipes import RECIPES, random_recipe
 from tests.support.recipes import read, write_named
@@ -147,3 +148,23 @@ def _source(checkpoint: Checkpoint, tensor: str, opened: dict[str, Checkpoint]) 
             if here.file.endswith(f":{label}/{there.file}") and here.offset == there.offset:
                 return label, name
     raise AssertionError(tensor)
+
+
+def test_what_goes_with_the_first_layers_is_what_its_tables_say() -> None:
+    (tables,) = (MERGEKIT.parent.parent / "lib").glob(
+        "*/site-packages/mergekit/_data/architectures"
+    )
+    wrong, seen = set(), 0
+    for path in tables.glob("*.json"):
+        table = json.loads(path.read_text())
+        parts = [part["architecture"] for part in table.get("modules", {}).values()] or [table]
+        for part in parts:
+            # A part without true layers is merged whole, whichever its tensors go with.
+            layered = part["layer_templates"]["weights"] and not part.get("override_num_layers")
+            for side in ("pre_weights", "post_weights") if layered else ():
+                for weight in part[side]:
+                    seen += 1
+                    if comes_before_layers(weight["name"]) != (side == "pre_weights"):
+                        wrong.add(weight["name"])
+    assert seen > 200
+    assert wrong == set()

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streammerge.methods import METHODS
+from streammerge.methods.parameters import resolve
 from streammerge.recipe import Recipe, Treatment
 from streammerge.recipe.layers import Layers, comes_before_layers
 from streammerge.recipe.settings import interpolate
@@ -205,6 +207,18 @@ def test_what_only_saved_memory_is_no_parameter(tmp_path: Path) -> None:
     )
     assert treatment(recipe, "lm_head.weight").parameters == {"k": 1}
     assert recipe.notes == ["int8_mask changes nothing here: masks are never stored"]
+
+
+@pytest.mark.parametrize(("written", "meant"), [("1.0", True), ("0", False), ("on", True)])
+def test_truth_values_as_mergekits_evolution_writes_them(
+    tmp_path: Path, written: str, meant: bool
+) -> None:
+    text = (
+        f"merge_method: ties\nbase_model: a\nmodels: [a, b]\nparameters: {{normalize: {written}}}"
+    )
+    settings = treatment(read(tmp_path, text), "lm_head.weight").parameters
+    parameters = METHODS.get("ties").parameters
+    assert dict(resolve("ties", parameters, settings, [{}]))["normalize"] is meant
 
 
 def test_many_tensors_and_models_are_resolved_quickly(tmp_path: Path) -> None:

@@ -188,5 +188,5 @@ def _compare(
 
 def _layout(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Layout:
     """Return a layout whose windows no merge has."""
-    layout = make_layout(plan, checkpoints, None, any(c.pinned for c in checkpoints))
+    layout = make_layout(plan, checkpoints, None)
     return replace(layout, window=next(w for w in _WINDOWS if w < layout.window))

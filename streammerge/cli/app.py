@@ -11,11 +11,13 @@ from typing import Annotated
 import typer
 
 from streammerge.checkpoint import HubAccess, open_checkpoint
-from streammerge.cli import merging, show, show_checkpoint, show_verify
+from streammerge.cli import merging, show, show_checkpoint, show_methods, show_verify
 from streammerge.cli import options as o
 from streammerge.cli.endings import errors_for_people
 from streammerge.cli.progress import ProgressBar
 from streammerge.cli.startup import load_torch_beside
+from streammerge.methods import METHODS
+from streammerge.planning import find_method
 from streammerge.push import push as push_output
 from streammerge.verify import verify as verify_output
 from streammerge.version import __version__
@@ -105,6 +107,24 @@ def push(
                 progress=progress.stage,
             )
         show.pushed_as_json(pushed) if json else show.pushed(pushed)
+
+
+@app.command()
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help="The method to explain.")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """List the merge methods, or explain one."""
+    with errors_for_people():
+        found = find_method(name) if name is not None else None
+        if json:
+            show_methods.methods_as_json([found.name] if found else list(METHODS))
+        elif found is not None:
+            show_methods.method(found)
+        else:
+            show_methods.methods()
 
 
 def _version(value: bool) -> None:

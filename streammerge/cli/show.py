@@ -70,7 +70,7 @@ def _models(prepared: Prepared) -> Table:
             f"{len(tensors):,}",
             format_size(sum(tensor.nbytes for tensor in tensors)),
             _dtypes(tensors),
-            escape(printable(model.label)),
+            escape(printable(model.pinned or model.label)),
         )
     return table
 
@@ -150,10 +150,11 @@ def result(done: Result, facts: Forecast, known: Sequence[str]) -> None:
     console = open_console()
     rate = (facts.bytes_read + facts.bytes_written) / max(done.seconds, 1e-9)
     how = ", ".join(f"{count} {mode}" for mode, count in sorted(done.read_modes.items()))
+    how = f"; files read: {how}" if how else ""
     console.print(
         f"{escape(str(done.out))}: {done.parameters:,} parameters, "
         f"{format_size(facts.bytes_written)} in {done.seconds:.1f} s "
-        f"({format_size(rate)}/s read and written; files read: {how})"
+        f"({format_size(rate)}/s read and written{how})"
     )
     if done.kept == len(done.shards):
         console.print("  an interrupted run had merged all of it already")

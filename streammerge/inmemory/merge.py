@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from streammerge.budget import MiB, make_layout
+from streammerge.budget import make_layout
 from streammerge.errors import (
     CoverageError,
     NonFiniteError,
@@ -27,6 +27,7 @@ from streammerge.inmemory.models import Models, hold_together
 from streammerge.inmemory.results import new_like
 from streammerge.inmemory.tensorbytes import TensorBytes
 from streammerge.lanes import choose_device
+from streammerge.needs import MiB
 from streammerge.outputs.memory import MemoryOutput
 from streammerge.plan import Plan
 from streammerge.planning import make_plan

@@ -32,6 +32,9 @@ from streammerge.methods.parameters import Parameter, read_parameters
 from streammerge.plugins import Registry
 
 Granularity = Literal["element", "row", "tensor"]
+_T = TypeVar("_T")
+Shaped = Callable[[Mapping[str, Any], tuple[int, ...]], _T]
+"""What follows from the parameters and the shape of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,16 @@ class Method:
         sees: names of its positional arguments.
         parameters: by name.
         base: whether it works on differences to a base model.
-        granularity: what a block must be, by the parameters: any elements, whole rows (what lies
-            along the last axis), or the whole tensor with its shape.
+        granularity: what a block must be, by the parameters and the shape of the tensor: any
+            elements, whole rows (what lies along the last axis), or the whole tensor with its
+            shape. All but elements are computed in fp64.
         measure: makes the measurement that has to be finished before the first block; None for
             methods that need none.
-        passes: how often the measurement reads the tensor at most, by the parameters; 0 where
-            nothing is to be measured.
+        passes: how often the measurement reads the tensor at most.
+        measure_if: whether parameters need the measurement at all.
         models: least and most number of models, the base model not counted.
-        memory: for whole tensors: bytes that it needs, by shape and number of models.
+        memory: for whole tensors: the bytes that it needs besides the fp64 copies of its inputs, by
+            shape and number of models.
         drops_zero: a model of weight 0 contributes nothing, and need not be read.
         check: raises a RecipeError for parameters that do not go together.
         kernel: the function takes raw stretches, a place for the result and a workspace.
@@ -65,9 +70,10 @@ class Method:
     sees: frozenset[str]
     parameters: Mapping[str, Parameter]
     base: Literal["none", "optional", "required"]
-    granularity: Callable[[Mapping[str, Any]], Granularity]
+    granularity: Shaped[Granularity]
     measure: Make | None
-    passes: Callable[[Mapping[str, Any]], int]
+    passes: int
+    measure_if: Callable[[Mapping[str, Any]], bool]
     models: tuple[int, int | None]
     memory: Callable[[tuple[int, ...], int], int]
     drops_zero: bool
@@ -85,6 +91,10 @@ class Method:
         """What it says of itself."""
         return inspect.getdoc(self.function) or ""
 
+    def passes_for(self, parameters: Mapping[str, Any]) -> int:
+        """Return `passes`, or 0 where these parameters need no measurement."""
+        return self.passes if self.measure_if(parameters) else 0
+
     def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the positional arguments that the function asks for."""
         return {name: value for name, value in available.items() if name in self.sees}
@@ -95,16 +105,17 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _several_copies(shape: tuple[int, ...], models: int) -> int:
-    return 8 * math.prod(shape) * (models + 4)
+    return 8 * math.prod(shape) * (models + 3)
 
 
 def merge_method(
     name: str,
     *,
     aliases: tuple[str, ...] = (),
-    granularity: Granularity | Callable[[Mapping[str, Any]], Granularity] = "element",
+    granularity: Granularity | Shaped[Granularity] = "element",
     measure: Make | None = None,
-    passes: int | Callable[[Mapping[str, Any]], int] = 0,
+    passes: int = 0,
+    measure_if: Callable[[Mapping[str, Any]], bool] = lambda parameters: True,
     models: tuple[int, int | None] = (1, None),
     memory: Callable[[tuple[int, ...], int], int] = _several_copies,
     drops_zero: bool = False,
@@ -115,18 +126,20 @@ def merge_method(
 
     def register(function: _F) -> _F:
         arguments = inspect.signature(function).parameters
+        parameters = read_parameters(function)
         base = arguments.get("base")
         optional = base is not None and "None" in str(base.annotation)
         method = Method(
             name=name,
             aliases=aliases,
             function=function,
-            sees=frozenset(n for n, a in arguments.items() if a.kind is not a.KEYWORD_ONLY),
-            parameters=read_parameters(function),
+            sees=frozenset(arguments) - parameters.keys(),
+            parameters=parameters,
             base="none" if base is None else "optional" if optional else "required",
-            granularity=granularity if callable(granularity) else lambda _: granularity,
+            granularity=granularity if callable(granularity) else lambda *_: granularity,
             measure=measure,
-            passes=passes if callable(passes) else lambda _: passes,
+            passes=passes,
+            measure_if=measure_if,
             models=models,
             memory=memory,
             drops_zero=drops_zero,
@@ -145,6 +158,8 @@ from streammerge.methods import (  # noqa: E402  they register themselves
     breadcrumbs,  # noqa: F401
     dare,  # noqa: F401
     della,  # noqa: F401
+    median,  # noqa: F401
+    model_stock,  # noqa: F401
     passthrough,  # noqa: F401
     ram,  # noqa: F401
     sce,  # noqa: F401

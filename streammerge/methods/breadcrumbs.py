@@ -76,7 +76,8 @@ def _sparse(
 @merge_method(
     "breadcrumbs",
     measure=_measure,
-    passes=lambda parameters: 2 if _trims(parameters) else 0,
+    passes=2,
+    measure_if=_trims,
     paper="2312.06795",
 )
 def breadcrumbs(
@@ -116,7 +117,8 @@ def breadcrumbs(
 @merge_method(
     "breadcrumbs_ties",
     measure=_measure,
-    passes=lambda parameters: 2 if _trims(parameters) else 0,
+    passes=2,
+    measure_if=_trims,
     paper="2312.06795",
 )
 def breadcrumbs_ties(

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streammerge.methods.measuring import Gram
+from streammerge.methods.gram import Gram
+from streammerge.methods.parameters import Bounds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
+Count = Annotated[int, Bounds(1, 10_000)]
+"""How many steps an iteration may take."""
+Tolerance = Annotated[float, Bounds(0, 1, open_low=True)]
+"""What an iteration counts as nothing."""
 Solve = Callable[[Matrix, Mapping[str, Any]], Sequence[float]]
 """Returns a coefficient for each vector from their Gram matrix and the method's parameters."""
 Origin = Callable[[Sequence["Tensor"], "Tensor | None"], "tuple[Sequence[Tensor], Tensor | None]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -64,10 +65,15 @@ def add_elected(
     if not deltas:
         return base
     if normalize:  # then only the proportion counts, and with integers all products are exact
-        weight = [float(integer) for integer in exact_weights(weight, normalize=False).integers]
+        weight = _whole(tuple(weight))
     scale(deltas, weight, factors)
     sign = elected_sign(deltas, election)
     return add_agreeing(deltas, sign, base, weight, normalize, scaling_factor)
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole(weight: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(map(float, exact_weights(weight, normalize=False).integers))
 
 
 def elected_sign(deltas: Sequence[Tensor], election: Election = "total") -> Tensor:

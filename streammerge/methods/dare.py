@@ -46,7 +46,8 @@ def _factors(measured: Sums | None, density: Sequence[float], rescale: bool) -> 
     "dare_linear",
     aliases=("dare", "dare/task_arithmetic"),
     measure=_norms,
-    passes=lambda parameters: 1 if _needs_norms(parameters) else 0,
+    passes=1,
+    measure_if=_needs_norms,
     paper="2311.03099",
 )
 def dare_linear(
@@ -93,7 +94,8 @@ def dare_linear(
     "dare_ties",
     aliases=("dare/ties_merging",),
     measure=_norms,
-    passes=lambda parameters: 1 if _needs_norms(parameters) else 0,
+    passes=1,
+    measure_if=_needs_norms,
     paper="2311.03099",
 )
 def dare_ties(

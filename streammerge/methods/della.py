@@ -103,7 +103,8 @@ def _factors(measured: Sums | None) -> list[float] | None:
     "della",
     granularity="row",
     measure=_norms,
-    passes=lambda parameters: 1 if _needs_norms(parameters) else 0,
+    passes=1,
+    measure_if=_needs_norms,
     check=_check,
     paper="2406.11617",
 )
@@ -165,7 +166,8 @@ def della(
     "della_linear",
     granularity="row",
     measure=_norms,
-    passes=lambda parameters: 1 if _needs_norms(parameters) else 0,
+    passes=1,
+    measure_if=_needs_norms,
     check=_check,
     paper="2406.11617",
 )

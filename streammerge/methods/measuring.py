@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +34,10 @@ class Measurement(Protocol):
         Where a method takes any elements, a chunk then holds every so many-th of its elements
         only, and its place still tells all of them.
         """
+
+    @property
+    def wide(self) -> bool:
+        """Whether chunks are to come in fp64, whatever the method computes in."""
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what one chunk contributes; called by several threads, so nothing may change.
@@ -65,7 +68,7 @@ class Sums:
         values: the sums; one fp64 for each number.
     """
 
-    every = 1
+    every, wide = 1, False
 
     def __init__(
         self, terms: Callable[[Sequence[Tensor], Tensor | None, Place], Sequence[float]]
@@ -96,35 +99,6 @@ def _exact_sum(values: Sequence[float]) -> float:
         return math.fsum(values)
     except (OverflowError, ValueError):  # an infinite sum, or both infinities in it
         return math.nan
-
-
-class Gram(Sums):
-    """The inner products of all pairs of vectors, in fp64.
-
-    Args:
-        vectors: makes the vectors of a chunk from its tensors and base.
-
-    Attributes:
-        matrix: symmetric, one row for each vector; after the round.
-    """
-
-    def __init__(
-        self, vectors: Callable[[Sequence[Tensor], Tensor | None], Sequence[Tensor]]
-    ) -> None:
-        super().__init__(lambda tensors, base, place: _products(vectors(tensors, base)))
-
-    @property
-    def matrix(self) -> NDArray[np.float64]:
-        """The products as a symmetric matrix."""
-        count = (math.isqrt(8 * len(self.values) + 1) - 1) // 2
-        matrix = np.zeros((count, count))
-        matrix[np.triu_indices(count)] = self.values
-        return np.triu(matrix) + np.triu(matrix, 1).T
-
-
-def _products(vectors: Sequence[Tensor]) -> list[float]:
-    wide = [vector.double() for vector in vectors]
-    return [finite_sum(a * b) for i, a in enumerate(wide) for b in wide[i:]]
 
 
 def finite_sum(values: Tensor) -> float:
@@ -161,6 +135,11 @@ class InTurn:
     def every(self) -> int:
         """What the present one needs."""
         return self._now.every
+
+    @property
+    def wide(self) -> bool:
+        """What the present one needs."""
+        return self._now.wide
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what the present one wants of a chunk."""

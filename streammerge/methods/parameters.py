@@ -113,6 +113,10 @@ class Parameter:
             return None
         if self.kind is float and isinstance(value, str):
             value = _number(value)
+        if self.kind is float and type(value) is int and abs(value) <= 2**53:
+            value = float(value)  # 1 and 1.0 make the same plan
+        if self.kind is bool and value in (0, 1):
+            value = bool(value)  # recipes that programs wrote say `normalize: 1.0`
         wanted = (int, float) if self.kind is float else (self.kind,)
         good = isinstance(value, wanted) and isinstance(value, bool) == (self.kind is bool)
         if good and self.kind in (int, float):

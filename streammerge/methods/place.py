@@ -1,14 +1,15 @@
 """Where a block lies in its tensor, and random numbers that depend on nothing else.
 
-The numbers come from Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), a
-generator that can begin anywhere: element i of a tensor gets the same number whatever the block
-size, the number of threads and the device.
+The numbers come from PCG64DXSM (O'Neill, "PCG: a family of simple fast space-efficient
+statistically good algorithms", 2014), which numpy has and which can begin anywhere: an element of a
+tensor gets the same number whatever the block size, the number of threads and the device.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PER_STEP = 16  # 16-bit numbers for one step of Philox's counter
+_PER_STEP = 4  # 16-bit numbers for one step of the generator
 _STEPS = 2**16
 """Resolution of a probability: an element is chosen with the nearest multiple of 2⁻¹⁶."""
 
@@ -71,8 +72,27 @@ class Place:
     def _bits(self, seed: int, stream: int) -> NDArray[np.uint16]:
         digest = hashlib.sha256(f"{seed}\0{stream}\0{self.name}".encode()).digest()
         step, skip = divmod(self.first, _PER_STEP)
-        generator = np.random.Philox(
-            key=int.from_bytes(digest[:16], "little"), counter=[step, 0, 0, 0]
-        )
-        raw = generator.random_raw(-(-(skip + self.numel) // 4)).astype("<u8", copy=False)
-        return raw.view("<u2")[skip : skip + self.numel]
+        generator = _generator()
+        generator.state = {
+            "bit_generator": "PCG64DXSM",
+            "state": {
+                "state": int.from_bytes(digest[:16], "little"),
+                "inc": int.from_bytes(digest[16:], "little") | 1,
+            },
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        generator.advance(step)
+        raw = generator.random_raw(-(-(skip + self.numel) // _PER_STEP))
+        return raw.astype("<u8", copy=False).view("<u2")[skip : skip + self.numel]
+
+
+_of_thread = threading.local()
+
+
+def _generator() -> np.random.PCG64DXSM:
+    """Return this thread's generator: to make one takes as long as 60,000 numbers."""
+    if not hasattr(_of_thread, "generator"):
+        _of_thread.generator = np.random.PCG64DXSM(0)
+    generator: np.random.PCG64DXSM = _of_thread.generator
+    return generator

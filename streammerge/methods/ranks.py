@@ -44,6 +44,8 @@ class Ranks:
         every: see `Measurement`.
     """
 
+    wide = False
+
     def __init__(
         self,
         vectors: Callable[[Sequence[Tensor], Tensor | None], Sequence[Tensor]],

@@ -22,6 +22,9 @@ _MANTISSA = {torch.bfloat16: 7, torch.float16: 10}  # bits that are stored
 _FP32_MANTISSA = 23
 _NO_SIGN = 0x7FFF
 _MANY = 1024  # so many suspects are worth a closer look
+_LEFT = {torch.bfloat16: 11, torch.float16: 8}
+"""Errors of 16 · 2⁻²⁴ of the largest input are within half a unit of the last place of a result
+that is at most so many binary orders smaller."""
 _FP16_SMALLEST_NORMAL = 0x38800000  # 2⁻¹⁴ as the bits of an fp32
 
 
@@ -98,6 +101,34 @@ def mean_of_few(
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total += tensor.double().cpu().numpy() * weight
     return torch.from_numpy(_to_odd(total / divisor)).to(dtype)
+
+
+def cancelled(result: Tensor, inputs: Sequence[Tensor], workspace: Workspace) -> Tensor:
+    """Return the indices of results that are small beside their inputs.
+
+    Sums in fp32 are off by some 2⁻²⁴ of their largest term. That is nothing to a 16-bit result,
+    unless the terms cancel and little is left of them, as in about 1 element in 10³ of unrelated
+    models. Those are so few that computing them again in fp64 costs hardly anything.
+
+    Args:
+        result: of a block, rounded.
+        inputs: the block in the models and the base model, of the same 16-bit dtype and flat.
+        workspace: where temporaries come from.
+    """
+    numel, on_cpu = result.numel(), result.device.type == "cpu"
+    xp: Any = np if on_cpu else torch
+    scratch = workspace.buffer("magnitudes", torch.int16, 2 * numel)
+    largest, magnitude = (_array(part, on_cpu) for part in (scratch[:numel], scratch[numel:]))
+    xp.bitwise_and(_array(inputs[0].view(torch.int16), on_cpu), _NO_SIGN, out=largest)
+    for tensor in inputs[1:]:
+        xp.bitwise_and(_array(tensor.view(torch.int16), on_cpu), _NO_SIGN, out=magnitude)
+        xp.maximum(largest, magnitude, out=largest)
+    xp.bitwise_and(_array(result.view(torch.int16), on_cpu), _NO_SIGN, out=magnitude)
+    xp.subtract(largest, magnitude, out=largest)
+    suspect = workspace.buffer("suspect", torch.bool, numel)
+    room = _LEFT[result.dtype] << _MANTISSA[result.dtype]
+    xp.greater(largest, room, out=_array(suspect, on_cpu))
+    return _indices(suspect)
 
 
 def round_once(values: Tensor, out: Tensor, workspace: Workspace) -> None:

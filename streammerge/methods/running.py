@@ -13,7 +13,7 @@ from streammerge.errors import MergeError, printable
 from streammerge.methods import Method
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.place import Place
-from streammerge.methods.rounding import round_once
+from streammerge.methods.rounding import cancelled, round_once
 from streammerge.methods.workspace import Workspace
 
 
@@ -64,19 +64,46 @@ class Task:
             wide = self.compute is torch.float64
             self.method.function(inputs, out, workspace, wide, **self.parameters)
             return
-        for block, arguments in self._blocks(inputs, workspace, start):
-            result: Tensor = self.method.function(**arguments, **self.parameters)
-            low = max(start + block.start, first)
-            high = min(start + block.stop, first + out.numel())
+        again: list[Tensor] = []
+        for block, arguments in self._blocks(inputs, workspace, start, self.compute):
+            result = self._merged(arguments)
+            begin, end = start + block.start, start + block.stop
+            low, high = max(begin, first), min(end, first + out.numel())
             if low < high:
-                wanted = result.view(-1)[low - start - block.start : high - start - block.start]
+                flat = result.view(-1)
+                wanted = flat if (low, high) == (begin, end) else flat[low - begin : high - begin]
                 _round(wanted, out[low - first : high - first], workspace)
+            if self._can_repeat(inputs, out):
+                found = cancelled(out[block], [tensor[block] for tensor in inputs], workspace)
+                again.append(found + block.start)
+            # Few elements cost as much as many, so they are gathered over the blocks.
+            waiting = sum(found.numel() for found in again)
+            if waiting > self.chunk or (waiting and block.stop == inputs[0].numel()):
+                self._repeat(torch.cat(again), inputs, out, workspace)
+                again = []
+
+    def _can_repeat(self, inputs: Sequence[Tensor], out: Tensor) -> bool:
+        """Whether elements are computed in fp32, and can be again without the others."""
+        alone = not self.rows and "place" not in self.method.sees
+        halves = out.dtype.itemsize == 2 and all(t.dtype is out.dtype for t in inputs)
+        return alone and halves and self.compute is torch.float32
+
+    def _repeat(
+        self, indices: Tensor, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace
+    ) -> None:
+        """Compute some elements again in fp64."""
+        few = self._seen([tensor[indices].double() for tensor in inputs])
+        values = self._merged({**few, "measured": self.measured})
+        rounded = torch.empty(indices.numel(), dtype=out.dtype, device=out.device)
+        round_once(values, rounded, workspace)
+        out[indices] = rounded
 
     def observe(self, inputs: Sequence[Tensor], workspace: Workspace, start: int) -> Iterator[Any]:
         """Yield what the measurement takes from each chunk of a stretch."""
         assert self.measured is not None
         every = 1 if self.rows else self.measured.every
-        for _, arguments in self._blocks(inputs, workspace, start, every, everything=True):
+        dtype = torch.float64 if self.measured.wide else self.compute
+        for _, arguments in self._blocks(inputs, workspace, start, dtype, every):
             tensors, base, place = (arguments[key] for key in ("tensors", "base", "place"))
             yield self.measured.observe(tensors, base, place)
 
@@ -85,49 +112,54 @@ class Task:
         inputs: Sequence[Tensor],
         workspace: Workspace,
         start: int,
+        dtype: torch.dtype,
         every: int = 1,
-        everything: bool = False,
     ) -> Iterator[tuple[slice, dict[str, Any]]]:
-        """Yield each block's place in the stretch, and the arguments that the method sees."""
-        numel = inputs[0].numel()
-        for begin in range(0, numel, self.chunk):
-            block = slice(begin, min(begin + self.chunk, numel))
-            parts = [tensor[block][::every] for tensor in inputs]
+        """Yield each block's place in the stretch, and what there is for a method to see of it."""
+        numel, chunk = inputs[0].numel(), self.chunk * every
+        for begin in range(0, numel, chunk):
+            block = slice(begin, min(begin + chunk, numel))
+            parts = [tensor[begin : block.stop : every] for tensor in inputs]
             copies = [
-                workspace.buffer(f"input {i}", self.compute, part.numel()).copy_(part)
+                workspace.buffer(f"input {i}", dtype, part.numel()).copy_(part)
                 for i, part in enumerate(parts)
             ]
             if self.rows:
                 copies = [copy.view(-1, self.unit) for copy in copies]
-            available = {
-                "tensors": copies[:-1] if self.has_base else copies,
-                "base": copies[-1] if self.has_base else None,
-                "measured": self.measured,
-                "place": Place(self.name, self.shape, start + begin, block.stop - begin),
-            }
-            yield block, available if everything else self.method.arguments(available)
+            place = Place(self.name, self.shape, start + begin, block.stop - begin)
+            yield block, {**self._seen(copies), "measured": self.measured, "place": place}
 
-    def whole(self, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """Merge a whole tensor for a method that needs it whole; `inputs` are flat.
+    def _seen(self, copies: Sequence[Tensor]) -> dict[str, Any]:
+        """Return the models' and the base model's part of the inputs."""
+        if self.has_base:
+            return {"tensors": copies[:-1], "base": copies[-1]}
+        return {"tensors": copies, "base": None}
+
+    def _merged(self, available: Mapping[str, Any]) -> Tensor:
+        result: Tensor = self.method.function(**self.method.arguments(available), **self.parameters)
+        return result
+
+    def whole(self, copies: Sequence[Tensor], out: Tensor) -> None:
+        """Merge a whole tensor for a method that needs it whole.
+
+        Args:
+            copies: of the inputs, flat and in the dtype of the computation; may be overwritten.
+            out: flat, and as long.
 
         Raises:
-            MergeError: a decomposition does not converge, as with NaN.
+            MergeError: a decomposition does not converge.
         """
-        shaped = [tensor.to(self.compute, copy=True).view(self.shape) for tensor in inputs]
-        available = {
-            "tensors": shaped[:-1] if self.has_base else shaped,
-            "base": shaped[-1] if self.has_base else None,
-            "measured": None,
-            "place": Place(self.name, self.shape, 0, out.numel()),
-        }
+        torch.set_num_threads(1)  # the bits that LAPACK returns depend on their number
+        shaped = [copy.view(self.shape) for copy in copies]
+        place = Place(self.name, self.shape, 0, out.numel())
         try:
-            result = self.method.function(**self.method.arguments(available), **self.parameters)
+            result = self._merged({**self._seen(shaped), "measured": None, "place": place})
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise MergeError(
                 f"{self.method.name} cannot decompose {printable(self.name)}: {error}",
                 "Leave the tensor out with --skip, or take it from the first model with --keep.",
             ) from error
-        flat: Tensor = result.reshape(-1)
+        flat = result.reshape(-1)
         workspace = Workspace(out.device)
         for block in workspace.blocks(out.numel(), self.compute):
             _round(flat[block], out[block], workspace)

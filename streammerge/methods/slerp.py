@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+
 from streammerge.methods import Granularity, merge_method
 from streammerge.methods.combinations import (
     Combination,
@@ -16,23 +18,31 @@ from streammerge.methods.combinations import (
     from_base,
     lengths,
 )
+from streammerge.methods.gram import along
 from streammerge.methods.parameters import Bounds, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NEARLY_PARALLEL = 0.9995
+_NEARLY_PARALLEL = 0.9995  # these are the limits of mergekit 0.1.5
 _COLINEAR = 1e-16  # sin² of the angle
-_NO_LENGTH = 1e-7
+_NO_LENGTH = {"slerp": 1e-8, "nuslerp": 1e-7}
 
 
 def _slerp(gram: Matrix, parameters: Mapping[str, Any]) -> tuple[float, float]:
     t, size = parameters["t"], lengths(gram)
-    cosine = float(gram[0, 1] / (size[0] * size[1])) if size.all() else 1.0
+    size[size <= _NO_LENGTH["slerp"]] = 1.0
+    cosine = float(gram[0, 1] / (size[0] * size[1]))
     return (1 - t, t) if abs(cosine) > _NEARLY_PARALLEL else between(cosine, t)
 
 
-@merge_method("slerp", measure=combination(absolute, _slerp), passes=1, models=(1, 1))
+@merge_method(
+    "slerp",
+    aliases=("slerp/slerp", "slerp/slerp_lm"),
+    measure=combination(absolute, _slerp),
+    passes=1,
+    models=(1, 1),
+)
 def slerp(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -44,7 +54,8 @@ def slerp(
 
     sin((1−t)Ω)/sin Ω · θ₀ + sin(tΩ)/sin Ω · θ₁, with Ω the angle between the two whole tensors
     (Shoemake, "Animating rotation with quaternion curves", 1985). Linear where they are nearly
-    parallel, |cos Ω| > 0.9995, or one of them is zero.
+    parallel or opposite, |cos Ω| > 0.9995. A tensor of length 10⁻⁸ or less counts as orthogonal to
+    any other.
 
     Args:
         tensors, base: blocks of the one model and of the base model.
@@ -60,14 +71,12 @@ def _share(weight: Sequence[float]) -> float:
 
 
 def _nuslerp(gram: Matrix, parameters: Mapping[str, Any]) -> tuple[float, float]:
-    t, size = _share(parameters["weight"]), lengths(gram)
-    if min(size) < _NO_LENGTH:
-        return 1 - t, t
+    t, size = _share(parameters["weight"]), np.maximum(lengths(gram), _NO_LENGTH["nuslerp"])
     cosine = float(gram[0, 1] / (size[0] * size[1]))
     return (1 - t, t) if 1 - cosine**2 <= _COLINEAR else between(cosine, t)
 
 
-def _granularity(parameters: Mapping[str, Any]) -> Granularity:
+def _granularity(parameters: Mapping[str, Any], shape: tuple[int, ...]) -> Granularity:
     if parameters["nuslerp_flatten"]:
         return "element"
     return "tensor" if parameters["nuslerp_row_wise"] else "row"
@@ -76,7 +85,8 @@ def _granularity(parameters: Mapping[str, Any]) -> Granularity:
 @merge_method(
     "nuslerp",
     measure=combination(from_base, _nuslerp),
-    passes=lambda parameters: int(parameters["nuslerp_flatten"]),
+    passes=1,
+    measure_if=lambda parameters: bool(parameters["nuslerp_flatten"]),
     granularity=_granularity,
     models=(2, 2),
 )
@@ -91,7 +101,8 @@ def nuslerp(
 ) -> Tensor:
     """Spherical interpolation of two models, or of two task vectors if there is a base model.
 
-    As slerp, with t = w₂ / (w₁ + w₂), and linear only where the two are parallel.
+    As slerp, with t = w₂ / (w₁ + w₂), or ½ if the weights sum to zero; and linear only where the
+    two are parallel or opposite. A vector shorter than 10⁻⁷ counts as if it had that length.
 
     Args:
         tensors: blocks of the two models.
@@ -99,30 +110,31 @@ def nuslerp(
         measured: coefficients of the whole tensors; None unless flattened.
         weight: of each model; only their proportion counts.
         nuslerp_flatten: one angle for the whole tensor; otherwise one for each vector along the
-            last axis.
-        nuslerp_row_wise: not flattened: one angle for each vector along the first axis instead.
+            last axis, which in a convolution is a filter.
+        nuslerp_row_wise: not flattened: one angle for each vector along the first axis instead. The
+            tensor is then needed whole.
     """
     if measured is not None:
         return measured.apply(tensors, base)
-    (first, second), origin = from_base(tensors, base)
-    axis = 0 if nuslerp_row_wise else -1
-    one, other = _arcs(first, second, axis, _share(weight))
-    return combine([first, second], origin, [one, other])
+    if not tensors[0].numel():
+        return tensors[0]
+    rows = tensors[0].shape[0] if tensors[0].dim() else 1
+    first, second = (tensor.reshape(rows, -1) for tensor in tensors)
+    vectors, origin = from_base([first, second], None if base is None else base.view(rows, -1))
+    shares = _arcs(vectors, 0 if nuslerp_row_wise else 1, _share(weight))
+    return combine(vectors, origin, shares).view(tensors[0].shape)
 
 
-def _arcs(first: Tensor, second: Tensor, axis: int, t: float) -> tuple[Tensor, Tensor]:
-    """Return the shares of vectors along an axis, in fp64."""
-    a, b = first.double(), second.double()
-    if not first.dim():
-        a, b = a.reshape(1), b.reshape(1)
-    sizes = a.norm(dim=axis, keepdim=True).clamp_(min=_NO_LENGTH)
-    sizes = sizes * b.norm(dim=axis, keepdim=True).clamp_(min=_NO_LENGTH)
-    cosine = ((a * b).sum(dim=axis, keepdim=True) / sizes).clamp_(-1, 1)
-    linear = 1 - cosine.square() <= _COLINEAR
-    angle = cosine.masked_fill(linear, 0).acos()
-    one = ((1 - t) * angle).sin() / angle.sin()
-    other = (t * angle).sin() / angle.sin()
-    one, other = one.masked_fill(linear, 1 - t), other.masked_fill(linear, t)
-    if not first.dim():
-        one, other = one.reshape(()), other.reshape(())
-    return one.to(first.dtype), other.to(first.dtype)
+def _arcs(matrices: Sequence[Tensor], axis: int, t: float) -> tuple[Tensor, Tensor]:
+    """Return the shares of the vectors along an axis of two matrices."""
+    import torch
+
+    first, second = matrices
+    squares = along(axis, first, first), along(axis, second, second)
+    size = np.prod([np.maximum(np.sqrt(s), _NO_LENGTH["nuslerp"]) for s in squares], axis=0)
+    cosine = np.clip(along(axis, first, second) / size, -1, 1)
+    linear = 1 - cosine**2 <= _COLINEAR
+    angle = np.arccos(np.where(linear, 0, cosine))
+    one = np.where(linear, 1 - t, np.sin((1 - t) * angle) / np.sin(angle))
+    other = np.where(linear, t, np.sin(t * angle) / np.sin(angle))
+    return torch.from_numpy(one), torch.from_numpy(other)

@@ -10,7 +10,6 @@ from streammerge.methods import merge_method
 from streammerge.methods.combining import Election, add_elected, task_vectors
 from streammerge.methods.measuring import InTurn, Measurement, Sums
 from streammerge.methods.parameters import Density, Lambda, Weight
-from streammerge.methods.place import Place
 from streammerge.methods.ranks import Ranks
 from streammerge.methods.sparsifying import norm_factors, norm_sums, trim
 
@@ -48,7 +47,8 @@ def _trim(deltas: list[Tensor], density: Sequence[float], limits: Sequence[float
     "ties",
     aliases=("ties_merging",),
     measure=_measure,
-    passes=lambda parameters: 2 if _trims(parameters) else 0,
+    passes=2,
+    measure_if=_trims,
     drops_zero=True,
     paper="2306.01708",
 )
@@ -56,7 +56,6 @@ def ties(
     tensors: Sequence[Tensor],
     base: Tensor,
     measured: Ranks | InTurn | None,
-    place: Place,
     *,
     weight: Weight,
     density: Density,

@@ -37,7 +37,8 @@ class Workspace:
     def buffer(self, name: str, dtype: torch.dtype, numel: int) -> Tensor:
         """Return the first `numel` elements of the buffer of that name; contents are undefined."""
         key = (name, dtype)
-        if key not in self._buffers or self._buffers[key].numel() < numel:
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < numel:
             room = max(numel, self.numel(dtype))  # a row can be longer than a block
-            self._buffers[key] = torch.empty(room, dtype=dtype, device=self.device)
-        return self._buffers[key][:numel]
+            buffer = self._buffers[key] = torch.empty(room, dtype=dtype, device=self.device)
+        return buffer if buffer.numel() == numel else buffer[:numel]

@@ -81,7 +81,7 @@ def depth(index: int, count: int) -> Fraction:
 
 
 # Embeddings and what follows them at once; norms and heads come behind the layers.
-_BEFORE = ("emb", "wte", "wpe", "patch", "_pe.", "conv1", "pre_layr", "pre_layern", "norm_pre")
+_BEFORE = ("emb", "wte", "wpe", "patch", "_pe.", "conv", "pre_layr", "pre_layern", "_pre.")
 _BEHIND = ("embed_out", "lm_head")
 
 

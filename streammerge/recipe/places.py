@@ -56,11 +56,12 @@ class Placed(Data):
             key: the parameter.
             model: index of the model that it is set for; None where it is set for all of them.
         """
-        for path in self._lines:
-            at_model = path[:1] == ("models",) or "sources" in path
-            fits = at_model == (model is not None) and path[:1] != ("recipes",)
-            if path[:2] != ("models", model) and path[:1] == ("models",):
-                continue
-            if fits and path[-2:] == ("parameters", key):
+        exact: Path = (*(("models", model) if model is not None else ()), "parameters", key)
+        for path in self._lines if exact not in self._lines else ():
+            # A model of slices is made of several sources, and the first that sets it will do.
+            above = path[:-2]
+            at_source = "sources" in above
+            inside = "model" in above or ("models" in above and not at_source)
+            if path[-2:] == ("parameters", key) and at_source == (model is not None) and not inside:
                 return self.place(path)
-        return self.place((*(("models", model) if model is not None else ()), "parameters", key))
+        return self.place(exact)

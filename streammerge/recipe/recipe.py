@@ -14,12 +14,12 @@ from pydantic import Field, model_validator
 
 from streammerge.errors import RecipeError
 from streammerge.methods import METHODS
-from streammerge.methods.weights import Weights, exact_weights
+from streammerge.methods.weights import exact_weights
 from streammerge.plugins import UnknownNameError
 from streammerge.recipe.entries import Action, ModelEntry, ModuleEntry, Rule, SliceEntry
 from streammerge.recipe.places import Placed
 from streammerge.recipe.sections import Section, lay_out, merged_models
-from streammerge.recipe.settings import Many, Settings, Value
+from streammerge.recipe.settings import Many, Settings
 from streammerge.recipe.treatment import WITHOUT_EFFECT, Treatments
 from streammerge.schedules import coefficients
 from streammerge.tensors import FLOAT_CODES
@@ -214,23 +214,12 @@ class Recipe(Placed):
         exact = max(map(abs, integers)) <= _EXACT
         return integers if exact else tuple(float(share) for share in shares)
 
-    def exact_weights(self) -> Weights:
-        """Return the weights of an average as integers; see `weights.exact_weights`.
-
-        Raises:
-            RecipeError: they make no sense, or differ between tensors.
-        """
-        if self.schedule is not None:
-            return exact_weights(coefficients(self.schedule, len(self.models)))
-        common = self.parameters.get("weight", 1)
-        weights: list[Value] = []
-        for number, entry in enumerate(self.models):
-            weight = entry.parameters.get("weight", common)
-            if isinstance(weight, tuple):
-                where = self.place(("models", number, "parameters", "weight"))
-                raise RecipeError(f"{where}: the weights differ between tensors")
-            weights.append(weight)
-        return exact_weights(weights, self.parameters.get("normalize", True) is not False)
+    def place_of_method(self, name: str) -> str:
+        """Return where a method is asked for: in a rule, or for all tensors."""
+        for number, rule in enumerate(self.rules):
+            if rule.method == name:
+                return self.place(("rules", number, "method"))
+        return self.place(("merge_method",))
 
     @property
     def _is_average(self) -> bool:

@@ -100,6 +100,8 @@ class Treatments:
             return _Spot(None, self._layers.depth(name) if self._by_layer else Fraction(0), ())
         key = self._recipe.module_of(name)
         own = [section for section in self._sections if section.module == key]
+        if not own:  # in no module, and so left out
+            return _Spot(None, Fraction(0), ())
         layer = self._layers.find(name)
         for section in own:
             if section.layers is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from queue import Empty, SimpleQueue
+from collections import deque
 
 from streammerge.storage.hub_files import HubFile
 from streammerge.storage.retrying import Stopped
@@ -60,9 +60,10 @@ class Connections:
     """Threads that fetch parts; they come with the work, and go when there is none."""
 
     def __init__(self, limit: int = CONNECTIONS) -> None:
-        self._limit, self._parts = limit, SimpleQueue[_Part]()
+        self._limit = limit
+        self._parts: deque[_Part] = deque()
         self._threads = self._idle = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def begin(
         self, file: HubFile, offset: int, view: memoryview, stop: threading.Event
@@ -71,12 +72,13 @@ class Connections:
         count = max(1, round(len(view) / PART))
         cuts = [len(view) * number // count for number in range(count + 1)]
         read = RemoteRead(view, count, stop)
-        for begin, end in itertools.pairwise(cuts):
-            self._parts.put((file, offset + begin, view[begin:end], read))
-        with self._lock:
-            for _ in range(min(count - self._idle, self._limit - self._threads)):
+        with self._changed:
+            for begin, end in itertools.pairwise(cuts):
+                self._parts.append((file, offset + begin, view[begin:end], read))
+            for _ in range(min(len(self._parts) - self._idle, self._limit - self._threads)):
                 self._threads += 1
                 threading.Thread(target=self._work, name="hub", daemon=True).start()
+            self._changed.notify(count)
         return read
 
     def _work(self) -> None:
@@ -93,17 +95,15 @@ class Connections:
 
     def _next_part(self) -> _Part | None:
         """Wait for work; None after a while without."""
-        with self._lock:
-            self._idle += 1
-        try:
-            part = self._parts.get(timeout=_IDLE)
-        except Empty:
-            part = None
-        with self._lock:
-            self._idle -= 1
-            if part is None:
-                self._threads -= 1
-        return part
+        with self._changed:
+            while not self._parts:
+                self._idle += 1
+                woken = self._changed.wait(_IDLE)
+                self._idle -= 1
+                if not woken and not self._parts:
+                    self._threads -= 1
+                    return None
+            return self._parts.popleft()
 
 
 _connections = Connections()

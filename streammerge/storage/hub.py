@@ -61,9 +61,14 @@ class HubStorage:
         self._repo_id, self._folder = reference.repo_id, folder
         self._mode, self._token = mode, token
         listing = open_listing(reference.repo_id, reference.revision, token)
-        self.notes = listing.notes
+        self.notes, self.place = listing.notes, listing.place
+        if mode == "stream":
+            self.notes.append(
+                f"{self.label} is streamed: that its weights arrive right cannot be checked as "
+                "--download cache does"
+            )
         self.pinned = reference.pinned(listing.commit)
-        self._commit, self._place = listing.commit, listing.place
+        self._commit = listing.commit
         prefix = f"{folder}/" if folder else ""
         self._files = {
             path.removeprefix(prefix): file
@@ -72,7 +77,7 @@ class HubStorage:
         }
         if folder and not self._files:
             raise CheckpointError(
-                f"{reference.repo_id} has no folder {printable(folder)} {self._place}",
+                f"{reference.repo_id} has no folder {printable(folder)} {self.place}",
                 _LOOK,
             )
         self._remote: dict[str, HubFile] = {}
@@ -86,7 +91,7 @@ class HubStorage:
     def identity(self, path: str) -> FileIdentity:
         """Return size, commit, and the digest that the repository lists."""
         if path not in self._files:
-            raise CheckpointError(f"{printable(self.name(path))} is not there {self._place}", _LOOK)
+            raise CheckpointError(f"{printable(self.name(path))} is not there {self.place}", _LOOK)
         return FileIdentity(self._files[path].size, self._commit, self._files[path].digest)
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -201,6 +206,6 @@ class HubStorage:
         found = {p: f.size for p, f in self._files.items() if posixpath.dirname(p) == folder}
         if folder and not found:
             raise CheckpointError(
-                f"{printable(self.name(folder))} is not there {self._place}", _LOOK
+                f"{printable(self.name(folder))} is not there {self.place}", _LOOK
             )
         return found

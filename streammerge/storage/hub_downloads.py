@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -43,7 +43,7 @@ class HubDownload:
     commit: str
     path: str
     listed: RemoteFile
-    token: str | None
+    token: str | None = field(repr=False)
     seen: Beginning | None = None
 
     @property
@@ -65,10 +65,9 @@ class HubDownload:
         return hub_cache.find_file(self.repo_id, self.commit, self.path)
 
     def is_done(self) -> bool:
-        """Whether the file is here, and as right as can be told."""
+        """Whether the file is here, as right as can be told, and the one that was planned with."""
         found = self.find()
-        digest = self.listed.digest
-        return found is not None and (not digest or hub_cache.is_checked(found, digest))
+        return found is not None and self._is_known(found) and self._begins_as_seen(found)
 
     def run(self, progress: Progress = lambda n: None, stop: Event | None = None) -> list[str]:
         """Fetch and check the file, once more where it is wrong; see `storage.Download`."""
@@ -96,19 +95,23 @@ class HubDownload:
     def _is_right(self, found: Path, stop: Event) -> bool:
         if found.stat().st_size != self.listed.size:
             return False
-        digest = self.listed.digest
-        known = not digest or hub_cache.is_checked(found, digest)
-        if not known and not hub_cache.check(found, digest, stop):
+        if not self._is_known(found) and not hub_cache.check(found, self.listed.digest, stop):
             return False
+        if not self._begins_as_seen(found):
+            raise HubError(
+                f"the plan was made from a header of {self._label} that is not the file's",
+                "It arrived wrong. Run the same command again.",
+            )
+        return True
+
+    def _is_known(self, found: Path) -> bool:
+        return not self.listed.digest or hub_cache.is_checked(found, self.listed.digest)
+
+    def _begins_as_seen(self, found: Path) -> bool:
         if self.seen is None:
             return True
         with open(found, "rb") as file:
-            if hashlib.sha256(file.read(self.seen.length)).digest() == self.seen.sha256:
-                return True
-        raise HubError(
-            f"the plan was made from a header of {self._label} that is not the file's",
-            "It arrived wrong. Run the same command again.",
-        )
+            return hashlib.sha256(file.read(self.seen.length)).digest() == self.seen.sha256
 
     def _fetch(self, progress: Progress, stop: Event, anew: bool) -> Path:
         """Have the client download the file, from its start however often it fails."""

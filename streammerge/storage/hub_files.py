@@ -11,7 +11,8 @@ and digest that the repository lists. That its bytes are right cannot be seen in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -81,11 +82,12 @@ class HubFile:
             before = done
             error: Exception | None = None
             try:
-                for chunk in self._request(offset + done, offset + len(view)):
-                    if stop is not None and stop.is_set():
-                        raise Stopped
-                    view[done : done + len(chunk)] = chunk
-                    done += len(chunk)
+                with closing(self._request(offset + done, offset + len(view))) as chunks:
+                    for chunk in chunks:
+                        if stop is not None and stop.is_set():
+                            raise Stopped
+                        view[done : done + len(chunk)] = chunk
+                        done += len(chunk)
             except _LinkExpired:
                 continue
             except (StreammergeError, Stopped):
@@ -127,7 +129,7 @@ class HubFile:
             return ReadError(f"{where}: the server answers {status} time and again", remedy)
         return explain(error, "read", self._repo_id)
 
-    def _request(self, begin: int, end: int) -> Iterator[bytes]:
+    def _request(self, begin: int, end: int) -> Generator[bytes, None, None]:
         """Yield bytes of the range as they arrive, from the first on, perhaps not to the last."""
         from huggingface_hub import constants
         from huggingface_hub.utils import (  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from streammerge.errors import HubError
+from streammerge.errors import HubError, printable
 from streammerge.storage import hub_cache
 from streammerge.storage.hub_files import RemoteFile
 from streammerge.storage.retrying import is_unreachable, retried
@@ -55,10 +55,13 @@ def open_listing(repo_id: str, revision: str, token: str | None) -> Listing:
         return _cached(repo_id, revision) or _unknown(repo_id, revision)
     try:
         return _from_hub(repo_id, revision, token)
+    except HubError:
+        raise
     except Exception as error:
         known = _cached(repo_id, revision) if is_unreachable(error) else None
         if known is None:
-            raise explain(error, "open", f"{repo_id}@{revision}") from error
+            what = "open" if revision == _MAIN else f"open revision {revision} of"
+            raise explain(error, what, repo_id) from error
         known.notes.append(
             f"the Hub cannot be reached: {repo_id}@{revision} is taken as the cache has it, "
             f"commit {known.commit}"
@@ -77,6 +80,11 @@ def _from_hub(repo_id: str, revision: str, token: str | None) -> Listing:
     if not _COMMIT.fullmatch(revision):
         asked = retried(lambda: client.model_info(repo_id, revision=revision, timeout=timeout))
         commit = str(asked.sha)
+        if not _COMMIT.fullmatch(commit):  # it becomes part of paths
+            raise HubError(
+                f"{repo_id}@{revision} is at {printable(commit)}, which is no commit",
+                f"What answers at {constants.ENDPOINT} is no Hub: check HF_ENDPOINT.",
+            )
     # The client itself retries this call.
     entries = client.list_repo_tree(repo_id, recursive=True, revision=commit)
     files = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streammerge.errors import RecipeError
-from streammerge.methods import METHODS, Method
+from streammerge.methods import METHODS, Granularity, Method
 from streammerge.methods.parameters import Parameter, Value, resolve
 from tests.support.checkpoints import rng
 from tests.support.methods import Settings, run_method
@@ -48,6 +48,13 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.method}-{self.models}-{'base' if self.base else 'alone'}-{self.kind}"
+
+    def granularity(self, shape: tuple[int, ...]) -> Granularity:
+        """What the method sees of a tensor at a time."""
+        method = METHODS.get(self.method)
+        each: list[Settings] = [{}] * self.models
+        parameters = resolve(method.name, method.parameters, self.settings, each)
+        return method.granularity(dict(parameters), shape)
 
     def run(self, tensors: list[Tensor], base: Tensor | None, **options: object) -> Tensor:
         """Merge by this method."""

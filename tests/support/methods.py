@@ -39,7 +39,7 @@ def run_method(
         tensors, base: whole tensors of one shape, any float dtype.
         settings, each: what a recipe would set for all models, and for each.
         out_dtype: of the result; that of the first tensor by default.
-        compute: of the computation.
+        compute: of the computation on single elements; on rows and whole tensors it is fp64.
         stretch: elements of a stretch, rounded to what the method allows; all at once by default.
     """
     method = METHODS.get(name)
@@ -49,12 +49,12 @@ def run_method(
     )
     method.check(parameters)
     sources = [t.reshape(-1) for t in (*tensors, *([base] if base is not None else []))]
-    granularity = method.granularity(parameters)
+    granularity = method.granularity(parameters, shape)
     step = _step(granularity, len(sources))
     task = Task(
         method=method,
         parameters=parameters,
-        compute=compute,
+        compute=compute if granularity == "element" else torch.float64,
         has_base=base is not None,
         name=tensor_name,
         shape=shape,
@@ -65,7 +65,7 @@ def run_method(
     )
     out = torch.empty(math.prod(shape), dtype=out_dtype or tensors[0].dtype)
     if granularity == "tensor":
-        task.whole(sources, out)
+        task.whole([source.to(torch.float64, copy=True) for source in sources], out)
     else:
         _run(task, sources, out, stretch or max(1, out.numel()))
     return out.reshape(shape)
@@ -74,7 +74,7 @@ def run_method(
 def _measured(
     method: Method, count: int, shape: tuple[int, ...], parameters: Mapping[str, Any]
 ) -> Measurement | None:
-    if method.measure is None or not method.passes(parameters):
+    if method.measure is None or not method.passes_for(parameters):
         return None
     return method.measure(count, shape, parameters)
 

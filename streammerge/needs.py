@@ -1,0 +1,81 @@
+"""The memory that the methods of a plan need, beside the windows of the pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streammerge.methods import METHODS
+from streammerge.methods.measuring import CHUNK
+from streammerge.plan import OutputTensor, Plan
+from streammerge.tensors import DTYPES
+from streammerge.windows import chunk_length
+
+MiB = 1024**2
+WORKSPACE = 4 * MiB
+"""Running sum and temporaries of one compute thread, and its stack and allocator arena."""
+MEASURED_AT_ONCE = 16
+"""Tensors that lie in more than one window and are measured at the same time."""
+READ_AT_ONCE = 16 * MiB
+"""Bytes that are read at a time of a tensor that is needed whole."""
+_MEASUREMENT = MiB // 2  # of one model's tensor: the counts of a radix select
+_WIDEST = 8  # bytes of an fp64 element
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What tensors need that are merged whole.
+
+    Attributes:
+        tensor: the one that needs most.
+        method: what it is merged by.
+        working: bytes while it is merged.
+        merged: bytes of the largest result, which waits for the windows that it lies in.
+    """
+
+    tensor: OutputTensor
+    method: str
+    working: int
+    merged: int
+
+
+def workspace(plan: Plan) -> int:
+    """Return the bytes of a compute thread: running sum, or copies of all inputs of a block."""
+    blocks = [
+        3 * (len(step.sources) + 1) * CHUNK * DTYPES[step.compute].itemsize
+        for step in plan.steps
+        if step.method and step.method != "average"
+    ]
+    return WORKSPACE + max(blocks, default=0)
+
+
+def measurements(plan: Plan) -> int:
+    """Return the bytes of measurements that are under way."""
+    most = max((len(step.sources) for step in plan.steps if step.passes), default=0)
+    return MEASURED_AT_ONCE * most * _MEASUREMENT
+
+
+def rows(plan: Plan) -> int:
+    """Return the bytes that whole rows, or a chunk of them, can need beyond a window."""
+    lengths = [
+        2 * chunk_length(plan.steps[tensor.step], tensor.shape) * _WIDEST
+        for tensor in plan.tensors
+        if plan.steps[tensor.step].granularity == "row"
+    ]
+    return max(lengths, default=0)
+
+
+def whole_tensors(plan: Plan) -> Whole | None:
+    """Return what tensors need that are merged whole; None where there are none."""
+    wholes = []
+    for tensor in plan.tensors:
+        step = plan.steps[tensor.step]
+        if step.granularity == "tensor":
+            method, models = METHODS.get(step.method), len(step.sources) - step.has_base
+            copies = len(step.sources) * tensor.info.numel * _WIDEST
+            working = copies + method.memory(tensor.shape, models) + tensor.info.nbytes
+            wholes.append(Whole(tensor, step.method, working + 2 * READ_AT_ONCE, 0))
+    if not wholes:
+        return None
+    most = max(wholes, key=lambda whole: whole.working)
+    merged = max(whole.tensor.info.nbytes for whole in wholes)
+    return Whole(most.tensor, most.method, most.working, merged)
