@@ -5,6 +5,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.installed-bench
+FUZZ   := $(VENV)/.installed-fuzz
 ORACLE := .venv-mergekit/.installed
 
 # -qq: pip prints nothing but errors. Every install is held to constraints.txt, and so is the
@@ -14,7 +15,7 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
                $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench bench-methods format clean
+.PHONY: help demo test test-all check bench bench-methods fuzz format clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,6 +40,9 @@ bench: $(BENCH) ## the benchmarks; options in BENCH_ARGS="…"
 bench-methods: $(BENCH) ## likewise, of the merge methods; options in BENCH_ARGS="…"
 	@$(PY) -m benchmarks.methods $(BENCH_ARGS)
 
+fuzz: $(FUZZ) ## the coverage-guided fuzzer, a minute a target; options in FUZZ_ARGS="…"
+	@$(PY) -m tests.fuzzing $(or $(FUZZ_ARGS),all -max_total_time=60)
+
 format: $(STAMP) ## let ruff rewrite what `make check` would refuse
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
@@ -58,6 +62,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(BENCH): $(STAMP)
 	@$(PIP_INSTALL) torch==2.13.0 -e '.[bench]'
+	@touch $@
+
+$(FUZZ): $(STAMP)
+	@$(PIP_INSTALL) torch==2.13.0 -e '.[dev,fuzz]'
 	@touch $@
 
 # mergekit, which tests/test_oracle_mergekit.py compares with; where it cannot be had, that is skipped.

@@ -21,6 +21,7 @@ from streammerge.errors import (
     listing,
     printable,
 )
+from streammerge.formats.limits import refuse_length
 from streammerge.formats.refusals import refuse_other_weights, refuse_quantized
 from streammerge.formats.safetensors import Header, Location, load_json_object, read_header
 from streammerge.formats.side_files import select_side_files
@@ -132,6 +133,7 @@ class SafetensorsCheckpoint:
 
     def _read_weight_map(self, index_file: str, where: str) -> dict[str, str]:
         try:
+            refuse_length("the index", self._listed.get(index_file, 0), self._weight_bytes)
             index = load_json_object(self._storage.read(index_file), "the index")
         except HeaderError as error:
             raise IndexFileError(f"{where}: {error.message}", "Download it again.") from error
@@ -146,6 +148,10 @@ class SafetensorsCheckpoint:
                     "An index may only name files beside it; do not trust this checkpoint.",
                 )
         return weight_map
+
+    @property
+    def _weight_bytes(self) -> int:
+        return sum(n for file, n in self._listed.items() if file.endswith(".safetensors"))
 
     def _refuse_other_modules(self) -> None:
         extra = [f for f in self.side_files() if f.endswith("/config.json")]
@@ -166,6 +172,7 @@ class SafetensorsCheckpoint:
         if "config.json" not in self._listed:
             return {}
         try:
+            refuse_length("the file", self._listed["config.json"], self._weight_bytes)
             return load_json_object(self._storage.read("config.json"), "the file")
         except HeaderError as error:
             raise CheckpointError(

@@ -7,17 +7,26 @@ cover the data without hole or overlap (https://github.com/huggingface/safetenso
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from streammerge.errors import CheckpointError, HeaderError, UnsupportedError, printable
+from streammerge.errors import (
+    CheckpointError,
+    HeaderError,
+    UnsupportedError,
+    is_unicode,
+    printable,
+)
+from streammerge.formats.limits import MOST, refuse_depth, refuse_length
 from streammerge.storage import Storage
 from streammerge.tensors import DTYPES, TensorInfo
 
 LENGTH_BYTES = 8
-MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _MAX_DIMENSIONS = 64  # torch's own limit
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +75,15 @@ def read_header(storage: Storage, file: str) -> Header:
             "Run `git lfs pull` in the clone, or download the repository from the Hub again.",
         )
     length = int.from_bytes(start, "little")
-    if len(start) < LENGTH_BYTES or length > MAX_HEADER or LENGTH_BYTES + length > size:
+    if len(start) < LENGTH_BYTES or LENGTH_BYTES + length > size:
         raise HeaderError(
             f"{_where(storage, file)} is no safetensors file or is truncated: "
-            f"a header of {length:,} bytes does not fit a file of {size:,} bytes"
-            if length <= MAX_HEADER
-            else f"{_where(storage, file)} is no safetensors file: its header length is "
-            f"{length:,} bytes, over the limit of {MAX_HEADER:,}",
+            f"a header of {length:,} bytes does not fit a file of {size:,} bytes",
             "Download or save it again.",
         )
-    raw = storage.read(file, LENGTH_BYTES, length)
     try:
+        refuse_length("a header", length, size - LENGTH_BYTES - length)
+        raw = storage.read(file, LENGTH_BYTES, length)
         tensors, offsets = parse_header(raw, size - LENGTH_BYTES - length)
     except HeaderError as error:
         raise HeaderError(
@@ -101,7 +108,7 @@ def parse_header(raw: bytes, data_size: int) -> tuple[dict[str, TensorInfo], dic
     Raises:
         HeaderError: anything that the format forbids.
     """
-    header = load_json_object(raw, "the header")
+    header = _load_object(raw, "the header")
     spans = []
     for name, entry in header.items():
         if name != "__metadata__":
@@ -149,10 +156,24 @@ def load_json_object(raw: bytes, what: str) -> dict[str, Any]:
     """Return the JSON object in untrusted bytes, refusing what parsers disagree on.
 
     Raises:
-        HeaderError: not UTF-8, not JSON, no object, NaN, a key given twice, or nested too deep.
+        HeaderError: not UTF-8, not JSON, no object, NaN or Inf, half a surrogate pair, a key given
+            twice, or nested too deep.
     """
+    value = _load_object(raw, what)
+    refuse_depth(value, what)
+    if _SURROGATE.search(raw) and not is_unicode(json.dumps(value, ensure_ascii=False)):
+        raise HeaderError(f"{what} has text that is not Unicode")
+    return value
+
+
+def _load_object(raw: bytes, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            raw,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except HeaderError as error:
         raise HeaderError(f"{what} has {error.message}") from error
     except (ValueError, RecursionError) as error:
@@ -181,6 +202,13 @@ def _no_constant(name: str) -> Any:
     raise HeaderError(f"the number {name}")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise HeaderError(f"the number {printable(text, 40)}")
+    return number
+
+
 def encode_header(tensors: Sequence[TensorInfo]) -> bytes:
     """Return length and header for tensors whose data follow in the given order without gaps.
 
@@ -199,9 +227,9 @@ def encode_header(tensors: Sequence[TensorInfo]) -> bytes:
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
+    if len(text) > MOST:
         raise CheckpointError(
-            f"a shard of {len(tensors):,} tensors needs a header over {MAX_HEADER:,} bytes",
+            f"a shard of {len(tensors):,} tensors needs a header over {MOST:,} bytes",
             "Choose a smaller --max-shard-size.",
         )
     return len(text).to_bytes(LENGTH_BYTES, "little") + text

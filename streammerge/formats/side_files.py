@@ -57,6 +57,7 @@ _ROLES = (
     "USE_POLICY*",
 )
 _MAX_BYTES = 256_000_000  # no side file of any known model comes near
+_MAX_MODULES = 100_000
 _PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -102,9 +103,9 @@ def _module_folders(storage: Storage, files: Mapping[str, int]) -> list[str]:
     if "modules.json" not in files:
         return []
     try:
-        modules = json.loads(storage.read("modules.json"))
+        modules = json.loads(storage.read("modules.json", 0, _MAX_MODULES))
         paths = [module["path"] for module in modules if module["path"]]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return []
     return [path for path in paths if isinstance(path, str) and _PLAIN_NAME.fullmatch(path)]
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from streammerge.errors import CheckpointError, HeaderError, ManifestError, printable
+from streammerge.formats.limits import refuse_length
 from streammerge.formats.safetensors import load_json_object
 from streammerge.outputs import WrittenShard, count_nonfinite
 from streammerge.plan import Plan, PlanInput
@@ -135,12 +136,14 @@ def read_manifest(storage: Storage) -> tuple[Manifest, bool]:
         ManifestError: there is none, or nothing can be made of it.
     """
     where = printable(f"{storage.label}/{MANIFEST}")
-    if MANIFEST not in storage.list():
+    files = storage.list()
+    if MANIFEST not in files:
         raise ManifestError(
             f"there is no {where}", "Only what streammerge wrote can be verified: give its folder."
         )
-    raw = storage.read(MANIFEST)
     try:
+        refuse_length("the file", files[MANIFEST], sum(files.values()))
+        raw = storage.read(MANIFEST)
         content = load_json_object(raw, "the file")
         manifest = Manifest.model_validate_json(raw)
     except HeaderError as error:

@@ -104,7 +104,7 @@ def with_vocabulary(config: Mapping[str, Any], old: Collection[int], new: int) -
     """
     result: dict[str, Any] = {}
     for key, value in config.items():
-        if key == "vocab_size" and value in old:
+        if key == "vocab_size" and isinstance(value, int) and value in old:
             result[key] = new
         else:
             result[key] = with_vocabulary(value, old, new) if isinstance(value, dict) else value
