@@ -292,4 +292,6 @@ def test_a_failure_of_the_hub_names_shard_and_repository(
     hub.fault(Status(500), kind="upload", times=None, skip=1)
     with pytest.raises(HubError) as failure:
         merge(merged)
-    assert re.search(r"upload model-0000[123]-of-00003.safetensors to me/merged", str(failure.value))
+    assert re.search(
+        r"upload model-0000[123]-of-00003.safetensors to me/merged", str(failure.value)
+    )

@@ -162,7 +162,8 @@ ALIKE = [case for case in EQUAL if case.method in {*METHODS, "linear"}]
 # Changes of bf16 models are full of equal ones; mergekit keeps as many as asked for, any of them.
 # filter_wise: t divides by 1 + cos Ω, and in a short row the changes of bf16 models may be opposite:
 # there mergekit's cosine in fp32 has no digits left; ours is taken in fp64.
-HALF = [c for c in ALIKE if not {"density", "select_topk", "filter_wise"} & {*c.settings, *c.each}]
+NOT_HALF = {"density", "select_topk", "filter_wise"}
+HALF = [c for c in ALIKE if not NOT_HALF & {*c.settings, *c.each}]
 OTHERS = [SMALL_CHANGES, SMALL_STEP, NEARLY_EQUAL_ROWS, DARE, DELLA]
 RECIPES = list({case.method: case for case in ALIKE}.values())
 Find = Callable[..., Tensor]
