@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streammerge.methods import METHODS
-from streammerge.methods.measuring import CHUNK
 from streammerge.plan import OutputTensor, Plan
 from streammerge.tensors import DTYPES
 from streammerge.windows import chunk_length
@@ -40,11 +39,14 @@ class Whole:
 
 def workspace(plan: Plan) -> int:
     """Return the bytes of a compute thread: running sum, or copies of all inputs of a block."""
-    blocks = [
-        3 * (len(step.sources) + 1) * CHUNK * DTYPES[step.compute].itemsize
-        for step in plan.steps
-        if step.method and step.method != "average"
-    ]
+    blocks = []
+    for tensor in plan.tensors:
+        step = plan.steps[tensor.step]
+        if step.method and step.method != "average":
+            # Methods that work on rows sort them, or look at them in fp64.
+            more = 3 * _WIDEST if step.granularity == "row" else 0
+            each = 3 * (len(step.sources) + 1) * DTYPES[step.compute].itemsize + more
+            blocks.append(each * chunk_length(step, tensor.shape))
     return WORKSPACE + max(blocks, default=0)
 
 

@@ -199,7 +199,7 @@ def test_help_imports_no_torch(args: list[str]) -> None:
     assert not modules & {"torch", "transformers", "safetensors.torch", "accelerate"}
 
 
-def test_help_answers_in_less_than_a_second() -> None:
+def test_help_answers_in_less_than_two_seconds() -> None:
     seconds = []
     for _ in range(3):  # in time on the processor: others may be at work on this machine
         before = os.times()
@@ -207,7 +207,7 @@ def test_help_answers_in_less_than_a_second() -> None:
         after = os.times()
         spent = after.children_user + after.children_system
         seconds.append(spent - before.children_user - before.children_system)
-    assert min(seconds) < 1.0, seconds
+    assert min(seconds) < 2.0, seconds
 
 
 @pytest.mark.parametrize("name", ["average", "plan", "inspect"])

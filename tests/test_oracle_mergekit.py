@@ -160,7 +160,10 @@ DELLA = Case("della_linear", 1, {"density": 0.4, "epsilon": 0.3, "weight": 1.0})
 
 ALIKE = [case for case in EQUAL if case.method in {*METHODS, "linear"}]
 # Changes of bf16 models are full of equal ones; mergekit keeps as many as asked for, any of them.
-HALF = [c for c in ALIKE if not {"density", "select_topk"} & {*c.settings, *c.each}]
+# filter_wise: t divides by 1 + cos Ω, and in a short row the changes of bf16 models may cancel:
+# there mergekit's cosine in fp32 has no digits left; ours is taken in fp64.
+NOT_HALF = {"density", "select_topk", "filter_wise"}
+HALF = [c for c in ALIKE if not NOT_HALF & {*c.settings, *c.each}]
 OTHERS = [SMALL_CHANGES, SMALL_STEP, NEARLY_EQUAL_ROWS, DARE, DELLA]
 RECIPES = list({case.method: case for case in ALIKE}.values())
 Find = Callable[..., Tensor]
