@@ -10,6 +10,7 @@ from typing import Any
 from streammerge.checks import Finding
 from streammerge.errors import CheckpointError, HeaderError, listing
 from streammerge.formats.folder import INDEX_FILE, SINGLE_FILE
+from streammerge.formats.limits import refuse_length
 from streammerge.formats.safetensors import Header, load_json_object, read_header
 from streammerge.outputs.directory import STAGING
 from streammerge.outputs.manifest import MANIFEST, Manifest
@@ -48,6 +49,8 @@ def check_structure(
             yield Finding(names[0], f"loaders look for {SINGLE_FILE}")
     elif os.path.isfile(storage.path(INDEX_FILE)):
         try:
+            length = storage.identity(INDEX_FILE).size
+            refuse_length("the index", length, sum(storage.list().values()))
             index = load_json_object(storage.read(INDEX_FILE), "the index")
         except (CheckpointError, HeaderError) as error:
             yield Finding(INDEX_FILE, error.message)

@@ -136,7 +136,9 @@ class SafetensorsCheckpoint:
             refuse_length("the index", self._listed.get(index_file, 0), self._weight_bytes)
             index = load_json_object(self._storage.read(index_file), "the index")
         except HeaderError as error:
-            raise IndexFileError(f"{where}: {error.message}", "Download it again.") from error
+            raise IndexFileError(
+                f"{where}: {error.message}", "Download it and its shards again."
+            ) from error
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise IndexFileError(f"{where} has no weight_map", "Download it again.")

@@ -1,18 +1,21 @@
 """How long what describes a model may be: bounds that no model comes near, and hostile files hit.
 
-Parsed JSON takes up to 30 times its bytes of memory (docs/measurements.md). So a description must
-not be longer than what it describes: who wants 100 MB of memory has to bring 3 MB of weights along.
+Parsed JSON takes 7 (a header) to 35 times its bytes of memory (docs/measurements.md). So whoever
+wants gigabytes of memory has to bring weights along, as a model would.
 """
 
 from __future__ import annotations
 
 from streammerge.errors import HeaderError
 
-SMALL = 1_500_000
-"""Bytes that are always allowed: less than 50 MB of memory, and less than a second."""
-MOST = 25_000_000
-"""Bytes beyond which nothing is read. huggingface_hub reads no longer headers either; 190,000
-tensors have room in one."""
+SMALL = 250_000
+"""Bytes that are always allowed: at most 25 MB of memory and a second, whatever stands in them."""
+MOST = 100_000_000
+"""Bytes beyond which nothing is read: the limit of the safetensors library for headers. There is
+room for 700,000 tensors in a header, and for 900,000 in an index."""
+SHARE = 64
+"""Bytes for each byte of what is described. A tensor takes 110 to 130 bytes of a header and 80 to 120
+of an index, so it is refused where tensors have less than two bytes each on average."""
 DEEPEST = 100
 """Levels of nested JSON."""
 
@@ -26,13 +29,14 @@ def refuse_length(what: str, nbytes: int, described: int) -> None:
         described: bytes of what it describes.
 
     Raises:
-        HeaderError: it is longer than what it describes, or than anything.
+        HeaderError: it is far longer than what it describes, or longer than anything.
     """
     if nbytes > MOST:
         raise HeaderError(f"{what} of {nbytes:,} bytes is over the limit of {MOST:,}")
-    if nbytes > max(SMALL, described):
+    if nbytes > max(SMALL, SHARE * described):
         raise HeaderError(
-            f"{what} of {nbytes:,} bytes is longer than the {described:,} bytes that it describes"
+            f"{what} of {nbytes:,} bytes is far longer than the {described:,} bytes that it "
+            "describes"
         )
 
 

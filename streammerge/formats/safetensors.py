@@ -20,7 +20,7 @@ from streammerge.errors import (
     is_unicode,
     printable,
 )
-from streammerge.formats.limits import MOST, refuse_depth, refuse_length
+from streammerge.formats.limits import refuse_depth, refuse_length
 from streammerge.storage import Storage
 from streammerge.tensors import DTYPES, TensorInfo
 
@@ -227,9 +227,11 @@ def encode_header(tensors: Sequence[TensorInfo]) -> bytes:
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > MOST:
+    try:
+        refuse_length("a header", len(text), offset)
+    except HeaderError as error:
         raise CheckpointError(
-            f"a shard of {len(tensors):,} tensors needs a header over {MOST:,} bytes",
+            f"a shard of {len(tensors):,} tensors cannot be written: {error.message}",
             "Choose a smaller --max-shard-size.",
-        )
+        ) from error
     return len(text).to_bytes(LENGTH_BYTES, "little") + text

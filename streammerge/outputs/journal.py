@@ -82,7 +82,7 @@ class Journal:
             found = json.loads((self._folder / JOURNAL).read_bytes())
             identity = found["identity"]
             self.shards = [WrittenShard(**shard) for shard in found["shards"]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         ours, theirs = (dict(_flatten(value)) for value in (_identity(plan), identity))
         keys = sorted(ours.keys() | theirs.keys())

@@ -99,7 +99,7 @@ class Publication:
         try:
             moves = json.loads((self._staging / MOVES).read_bytes())
             pairs = [(str(source), str(target)) for source, target in moves]
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return []
         inside = all(
             not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts

@@ -1,9 +1,8 @@
-"""YAML as untrusted text: nodes that know their line, and nothing but texts, lists and mappings.
+"""What stands in a recipe: nodes that know their line, and are texts, lists and mappings.
 
-Only YAML's syntax tree is taken from PyYAML: no tag is resolved and no object made. What a plain
-word means is decided where it is used, so that a model may be called `on` and 1e-5 is a number
-(YAML 1.1 says otherwise of both). Size, depth and the number of nodes that aliases repeat are
-bounded, and a key may stand only once.
+No tag is resolved and no object made. What a plain word means is decided where it is used, so that
+a model may be called `on` and 1e-5 is a number (YAML 1.1 says otherwise of both). What aliases
+repeat counts towards the bounds of `syntax.py`, and a key may stand only once.
 """
 
 from __future__ import annotations
@@ -12,20 +11,14 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path as FilePath
 
-from yaml import MappingNode, ScalarNode, SequenceNode, YAMLError
+from yaml import MappingNode, ScalarNode, SequenceNode
 from yaml import Node as YamlNode
-from yaml.composer import Composer
-from yaml.parser import Parser
-from yaml.reader import Reader
-from yaml.resolver import BaseResolver
-from yaml.scanner import Scanner
 
 from streammerge.errors import RecipeError, printable
 from streammerge.recipe.settings import Value
+from streammerge.recipe.syntax import MAX_DEPTH, MAX_NODES, read_syntax, too_much
 
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 40
 _PLAIN_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -40,17 +33,6 @@ _ENDLESS = (".inf", "+.inf", "-.inf", ".nan")
 _DOUBTFUL = re.compile(r"[-+]?(0[0-9]+|0[xob][0-9a-fA-F_]+|[0-9][0-9_]*(:[0-9]+)+|[0-9]+_[0-9_]+)")
 
 Path = tuple[str | int, ...]
-
-
-class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
-    """YAML's syntax alone: without a constructor there is nothing a tag could call."""
-
-    def __init__(self, text: str) -> None:
-        Reader.__init__(self, text)
-        Scanner.__init__(self)
-        Parser.__init__(self)
-        Composer.__init__(self)
-        BaseResolver.__init__(self)
 
 
 class Document:
@@ -71,10 +53,7 @@ class Document:
         self.lines.setdefault(path, line)
         self._seen += 1
         if self._seen > MAX_NODES or len(path) > MAX_DEPTH:
-            raise RecipeError(
-                f"{self.label} has over {MAX_NODES:,} parts, or parts {MAX_DEPTH} deep",
-                "No recipe needs that; look for an alias that repeats itself.",
-            )
+            raise too_much(self.label)
 
 
 class Node:
@@ -109,7 +88,7 @@ class Node:
     @property
     def is_null(self) -> bool:
         """Whether nothing is written here."""
-        plain = isinstance(self._raw, ScalarNode) and self._raw.style is None
+        plain = isinstance(self._raw, ScalarNode) and not self._raw.style
         return plain and self._raw.value in ("", "~", "null", "Null", "NULL")
 
     def lines(self) -> dict[Path, int]:
@@ -133,7 +112,7 @@ class Node:
         if not isinstance(self._raw, ScalarNode) or self.is_null:
             raise self.error(f"{self._name()} has no value", "Write a value, or leave the key out.")
         word = str(self._raw.value)
-        if self._raw.style is not None:
+        if self._raw.style:
             return word
         if word in _WORDS:
             return _WORDS[word]
@@ -178,7 +157,7 @@ class Node:
             key = Node(self._document, (*self.path, "<key>"), raw_key).text()
             self._document.lines.pop((*self.path, "<key>"))
             node = Node(self._document, (*self.path, key), raw, raw_key)
-            if key == "<<" and raw_key.style is None:
+            if key == "<<" and not raw_key.style:
                 merged += node.items() if node.is_list else [node]
             elif key in found:
                 raise node.error(f"{printable(key, 80)} stands here twice", "Remove one of them.")
@@ -222,33 +201,5 @@ def read_document(path: str) -> tuple[Node, str]:
     Raises:
         RecipeError: it is not there, not YAML, more than one document, or out of bounds.
     """
-    try:
-        size = FilePath(path).stat().st_size
-        raw = FilePath(path).read_bytes() if size <= MAX_BYTES else b""
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(f"cannot read the recipe {printable(path)}: {reason}") from None
-    if size > MAX_BYTES:
-        raise RecipeError(f"{path} has {size:,} bytes, no recipe has over {MAX_BYTES:,}")
-    try:
-        text = raw.decode("utf-8-sig")
-        root = _Loader(text).get_single_node()
-    except (YAMLError, UnicodeError, RecursionError) as error:
-        raise _syntax_error(path, error) from None
-    if root is None:
-        raise RecipeError(f"{path} is empty", "docs/recipes.md says what a recipe looks like.")
+    root, text = read_syntax(path)
     return Node(Document(path), (), root), text
-
-
-def _syntax_error(path: str, error: Exception) -> RecipeError:
-    mark = getattr(error, "problem_mark", None)
-    where = f"{path}, line {mark.line + 1}" if mark else path
-    if isinstance(error, RecursionError):
-        return RecipeError(f"{where}: nested too deep to be a recipe")
-    what = getattr(error, "problem", None) or str(error)
-    if "another document" in what or "single document" in str(getattr(error, "context", "")):
-        return RecipeError(
-            f"{where}: a second document begins",
-            "One recipe in each file; name the other file as a model: `- model: first.yml`.",
-        )
-    return RecipeError(f"{where}: not YAML: {printable(what, 120)}", "Mind indentation and quotes.")

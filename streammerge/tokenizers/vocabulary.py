@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from streammerge.errors import CheckpointError, HeaderError, UnsupportedError, printable
+from streammerge.formats.limits import MOST, refuse_length
 from streammerge.formats.safetensors import load_json_object
 from streammerge.formats.side_files import is_tokenizer_file
 from streammerge.storage import FileIdentity
@@ -126,9 +127,11 @@ def read_vocabulary(model: HasFiles) -> Vocabulary:
 
 def read_json(model: HasFiles, path: str) -> dict[str, Any]:
     """Return the JSON object in a side file; empty where there is no such file."""
-    if path not in model.side_files():
+    files = model.side_files()
+    if path not in files:
         return {}
     try:
+        refuse_length("the file", files[path].size, MOST)
         return load_json_object(model.read_side_file(path), "the file")
     except HeaderError as error:
         raise CheckpointError(

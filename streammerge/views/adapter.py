@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from streammerge.errors import CheckpointError, HeaderError, UnsupportedError, listing, printable
+from streammerge.formats.limits import refuse_length
 from streammerge.formats.safetensors import Header, load_json_object, read_header
 from streammerge.formats.side_files import select_side_files
 from streammerge.storage import FileIdentity, Storage
@@ -29,7 +30,6 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>(embedding_)?[AB])(\.weig
 _PAIRS = ({"A", "B"}, {"embedding_A", "embedding_B"})
 _OTHER = re.compile(r"\.lora_\w+(\.\w+)?")
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)")
-_MAX_CONFIG = 16_000_000
 _MAX_CARD = 1_000_000
 
 # What changes the meaning of the factors, or adds something that no weight can hold.
@@ -102,20 +102,25 @@ class Adapter:
         self.updates, self.whole = self._sort_tensors()
 
     def _read_config(self) -> bytes:
-        if self._listed.get(CONFIG, _MAX_CONFIG + 1) > _MAX_CONFIG:
+        if CONFIG not in self._listed:
             raise CheckpointError(
                 f"{self.label} is no PEFT adapter: it has no {CONFIG}",
                 f"Give a folder with {CONFIG} and {WEIGHTS} after the +.",
             )
+        try:
+            refuse_length("the file", self._listed[CONFIG], self._listed.get(WEIGHTS, 0))
+        except HeaderError as error:
+            raise self._unreadable(error) from error
         return self.storage.read(CONFIG)
+
+    def _unreadable(self, error: HeaderError) -> CheckpointError:
+        return CheckpointError(f"{self.label}/{CONFIG}: {error.message}", "Download it again.")
 
     def _parse_config(self) -> Mapping[str, Any]:
         try:
             config = load_json_object(self._raw, "the file")
         except HeaderError as error:
-            raise CheckpointError(
-                f"{self.label}/{CONFIG}: {error.message}", "Download it again."
-            ) from error
+            raise self._unreadable(error) from error
         kind = config.get("peft_type")
         if kind != "LORA":
             raise self._refused(f"a PEFT adapter of type {printable(repr(kind))}", "")
