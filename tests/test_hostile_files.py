@@ -24,7 +24,7 @@ def test_the_files_that_are_mutated_are_good_ones(name: str) -> None:
 
 
 @EACH
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_some_mutated_files(name: str, data: st.DataObject) -> None:
     survives(TARGETS[name].read, data.draw(hostile(TARGETS[name])))
@@ -33,9 +33,9 @@ def test_some_mutated_files(name: str, data: st.DataObject) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @EACH
-@settings(max_examples=10_000, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=2_000, deadline=None, suppress_health_check=CHECKS)
 @given(data=st.data())
-def test_ten_thousand_mutated_files(name: str, data: st.DataObject) -> None:
+def test_sixteen_thousand_mutated_files(name: str, data: st.DataObject) -> None:
     survives(TARGETS[name].read, data.draw(hostile(TARGETS[name])))
 
 

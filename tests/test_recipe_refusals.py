@@ -194,7 +194,7 @@ def test_laughs_below_parameters_are_counted(tmp_path: Path) -> None:
     text += "".join(
         f"  p{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9)}]}}\n" for i in range(1, 12)
     )
-    with pytest.raises(RecipeError, match=r"over 40,000 parts"):
+    with pytest.raises(RecipeError, match=r"over 30,000 parts"):
         read(tmp_path, text)
 
 

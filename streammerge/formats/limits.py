@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from streammerge.errors import HeaderError
 
-SMALL = 250_000
-"""Bytes that are always allowed: at most 25 MB of memory and a second, whatever stands in them."""
+SMALL = 150_000
+"""Bytes that are always allowed: little memory, and less than a second, whatever stands in them."""
 MOST = 100_000_000
 """Bytes beyond which nothing is read: the limit of the safetensors library for headers. There is
 room for 700,000 tensors in a header, and for 900,000 in an index."""
 SHARE = 64
-"""Bytes for each byte of what is described. A tensor takes 110 to 130 bytes of a header and 80 to 120
-of an index, so it is refused where tensors have less than two bytes each on average."""
+"""Bytes for each byte of what is described. A tensor takes 110 to 130 bytes of a header and 80 to
+120 of an index, so one is refused where tensors have less than about two bytes on average."""
 DEEPEST = 100
 """Levels of nested JSON."""
 

@@ -11,7 +11,7 @@ from yaml.resolver import BaseResolver
 
 from streammerge.errors import RecipeError, printable
 
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 40_000, 40
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 30_000, 40
 
 
 class _TooMuchError(Exception):

@@ -136,6 +136,11 @@ def read_header_of(data: bytes) -> None:
     checkpoint.identity()
 
 
+def read_header_text(data: bytes) -> None:
+    """As a header whose length is right, since a fuzzer seldom comes upon that by itself."""
+    read_header_of(safetensors_file(data, bytes(54)))
+
+
 def read_index(data: bytes) -> None:
     """As the index of two shards."""
     files = {INDEX_FILE: data, SHARDS[0]: shard("a.weight"), SHARDS[1]: shard("b.weight")}
@@ -229,6 +234,7 @@ def _json_target(read: Callable[[bytes], None], content: Any) -> Target:
 
 TARGETS: dict[str, Target] = {
     "header": Target(read_header_of, _file_of(HEADER), HEADER, _file_of),
+    "header_text": _json_target(read_header_text, HEADER),
     "index": _json_target(read_index, INDEX),
     "config": _json_target(read_config, MODEL_CONFIG),
     "modules": _json_target(read_modules, [{"idx": 0, "path": "", "type": "x"}, {"path": "1_P"}]),
