@@ -181,6 +181,13 @@ def test_two_tensors_over_the_same_bytes(trap: Trap) -> None:
     trap.refused(FILE, r"[ab]\.weight")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_a_header_in_another_encoding(trap: Trap, encoding: str) -> None:
+    """`json.loads` guesses the encoding of bytes; the format has one."""
+    write_raw(bad_file(trap), json.dumps(with_b()).encode(encoding), victim_data())
+    trap.refused(FILE, "not JSON")
+
+
 @pytest.mark.parametrize("name", ["a\x00b", "a\nb", "a\x1b[31mb", "a\rb", "a\u202eb"], ids=ascii)
 def test_control_characters_in_a_tensor_name_are_never_printed_raw(trap: Trap, name: str) -> None:
     write_raw(bad_file(trap), {name: entry("F32", [12], 0, 48)}, victim_data())

@@ -169,7 +169,7 @@ def load_json_object(raw: bytes, what: str) -> dict[str, Any]:
 def _load_object(raw: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(
-            raw,
+            raw.decode(),  # else json guesses, and takes UTF-16 and UTF-32 as well
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
             parse_float=_finite,
