@@ -35,7 +35,7 @@ def test_some_mutated_files(name: str, data: st.DataObject) -> None:
 @EACH
 @settings(max_examples=2_000, deadline=None, suppress_health_check=CHECKS)
 @given(data=st.data())
-def test_sixteen_thousand_mutated_files(name: str, data: st.DataObject) -> None:
+def test_eighteen_thousand_mutated_files(name: str, data: st.DataObject) -> None:
     survives(TARGETS[name].read, data.draw(hostile(TARGETS[name])))
 
 

@@ -133,7 +133,8 @@ class SafetensorsCheckpoint:
 
     def _read_weight_map(self, index_file: str, where: str) -> dict[str, str]:
         try:
-            refuse_length("the index", self._listed.get(index_file, 0), self._weight_bytes)
+            length = self._storage.identity(index_file).size
+            refuse_length("the index", length, self._weight_bytes)
             index = load_json_object(self._storage.read(index_file), "the index")
         except HeaderError as error:
             raise IndexFileError(
