@@ -70,7 +70,9 @@ class Task:
         """
         if self.method.kernel:
             wide = self.compute is torch.float64
-            self.method.function(inputs, out, workspace, wide, **self.parameters)
+            where = {"out": out, "workspace": workspace, "wide": wide}
+            arguments = self.method.arguments({**self._seen(inputs), **where})
+            self.method.function(**arguments, **self.parameters)
             return all_finite(out)
         numel, finite = inputs[0].numel(), True
         repeats = self._can_repeat(inputs, out)
