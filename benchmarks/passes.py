@@ -21,12 +21,12 @@ from torch import Tensor
 
 from benchmarks.report import wide_console
 from benchmarks.units import parse_size
+from streammerge.chunks import chunk_length, unit_length
 from streammerge.methods import METHODS, Method
 from streammerge.methods.parameters import Value, resolve
 from streammerge.methods.running import Task
 from streammerge.methods.workspace import Workspace
 from streammerge.plan import Step
-from streammerge.windows import chunk_length, unit_length
 
 STRETCH = 1024 * 1024
 COLUMNS = 4096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack, cast
@@ -129,7 +130,7 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
         notes=[*plan.notes, *told],
         nonfinite=nonfinite,
         nonfinite_inputs=nonfinite_inputs,
-        read_modes=dict(report.read_modes),
+        read_modes=dict(Counter(report.read_modes.values())),
         kept=len(kept),
         seconds=report.seconds,
         fingerprint=plan.fingerprint(),

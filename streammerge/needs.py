@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streammerge.chunks import chunk_length
 from streammerge.methods import METHODS
 from streammerge.plan import OutputTensor, Plan
 from streammerge.tensors import DTYPES
-from streammerge.windows import chunk_length
 
 MiB = 1024**2
 WORKSPACE = 4 * MiB

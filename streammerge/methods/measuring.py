@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from streammerge.methods.place import Place
 
 CHUNK = 256 * 1024
-"""Elements of a chunk, at most; fewer where there are many models (`windows.chunk_length`)."""
+"""Elements of a chunk, at most; fewer where there are many models (`chunks.chunk_length`)."""
 
 
 class Measurement(Protocol):
