@@ -29,7 +29,6 @@ from benchmarks.measure import Spread, spread
 from benchmarks.report import wide_console
 from benchmarks.units import parse_size
 from streammerge.lanes import make_lane
-from streammerge.merging import all_finite
 from streammerge.methods import METHODS
 from streammerge.methods.running import Task
 
@@ -51,9 +50,7 @@ class Result:
     of_memcpy: float  # memory traffic, as a share of memcpy's
 
 
-def method_work(
-    dtype: str, models: int, equal: bool, nbytes: int, device: torch.device, check: bool
-) -> Work:
+def method_work(dtype: str, models: int, equal: bool, nbytes: int, device: torch.device) -> Work:
     """One thread's pass of the `average` method: the only place that knows streammerge's calls."""
     weights = tuple(1.0 if equal else _DECIMALS[i % 8] for i in range(models))
     method = Task(
@@ -77,8 +74,6 @@ def method_work(
         for start in range(0, out.numel(), step):
             result = out[start : start + step]
             lane.run(method, [tensor[start : start + step] for tensor in inputs], result, 0, 0)
-            if check:
-                all_finite(result)
 
     return work
 
@@ -132,7 +127,7 @@ def measure_all(args: argparse.Namespace) -> tuple[dict[int, Spread], list[Resul
     for dtype in args.dtypes:
         for models in args.models:
             for equal in (True, False):
-                make = partial(method_work, dtype, models, equal, nbytes, device, args.check)
+                make = partial(method_work, dtype, models, equal, nbytes, device)
                 for threads in args.threads:
                     speed = _speed(make, threads, args.seconds, models * nbytes)
                     traffic = speed.median * (models + 1) / models
@@ -148,7 +143,7 @@ def _speed(make: Callable[[], Work], threads: int, seconds: float, nbytes: int) 
 
 
 def show(memcpy: dict[int, Spread], results: Sequence[Result], args: argparse.Namespace) -> None:
-    title = f"average on {args.device}, {'with' if args.check else 'without'} the check for NaN"
+    title = f"average on {args.device}, with the look for NaN"
     table = Table("dtype", "models", "weights", title=title)
     for threads in args.threads:
         table.add_column(f"GB/s of input, {threads} thr.", justify="right")
@@ -176,7 +171,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--bytes", type=parse_size, default="32MiB", help="of each model")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …: copies both ways included")
-    parser.add_argument("--no-check", dest="check", action="store_false", help="no look for NaN")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     return parser.parse_args()
 

@@ -27,7 +27,6 @@ from streammerge.buffers import Flight, Frame
 from streammerge.checkpoint import Checkpoint
 from streammerge.finishing import Finisher
 from streammerge.lanes import make_lane, pin
-from streammerge.measuring import cpu_workspace
 from streammerge.merging import Merger
 from streammerge.openfiles import OpenFiles
 from streammerge.outputs import Output, WrittenShard
@@ -210,13 +209,13 @@ class Pipeline:
 
     def _work_loop(self) -> None:
         """Merge whole windows, on a lane of this thread's own."""
-        lane, measuring = make_lane(self._device), cpu_workspace()
+        lane = make_lane(self._device)
         for flight in self._flights(self._to_merge):
             window, output = flight.window, flight.frame.output
             output[: len(window.header)] = window.header
             for piece in window.pieces:
                 if window.measuring:
-                    self._merger.measure(piece, flight.views, measuring)
+                    self._merger.measure(piece, flight.views, lane.on_cpu)
                 else:
                     self._merger.merge(piece, flight.views, output, lane)
             flight.views = []

@@ -25,8 +25,12 @@ class Merge(Protocol):
 
     def __call__(
         self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
-    ) -> None:
-        """Merge one stretch of the inputs with a workspace on the same device."""
+    ) -> bool:
+        """Merge one stretch of the inputs with a workspace on the same device.
+
+        Returns:
+            whether all that was read and written is finite.
+        """
 
 
 DEVICE_BLOCK_BYTES = 64 * 1024**2
@@ -34,14 +38,20 @@ _SMALLEST_DEVICE_BLOCK = 1024**2
 
 
 class Lane(Protocol):
-    """Where one thread merges."""
+    """Where one thread merges.
+
+    Attributes:
+        workspace: where the temporaries of a merge come from.
+        on_cpu: likewise, for what is done on the CPU whatever the device.
+    """
 
     workspace: Workspace
+    on_cpu: Workspace
 
     def run(
         self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
-    ) -> None:
-        """Merge flat tensors that lie on the CPU.
+    ) -> bool:
+        """Merge flat tensors that lie on the CPU; return what `merge` returns.
 
         Args:
             merge: what to do.
@@ -58,13 +68,13 @@ class CpuLane:
     def __init__(self) -> None:
         # One intra-op thread for each compute thread: more would compete for the cores.
         torch.set_num_threads(1)
-        self.workspace = Workspace(torch.device("cpu"))
+        self.workspace = self.on_cpu = Workspace(torch.device("cpu"))
 
     def run(
         self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
-    ) -> None:
+    ) -> bool:
         """Merge in place."""
-        merge(inputs, out, self.workspace, start, first)
+        return merge(inputs, out, self.workspace, start, first)
 
 
 class DeviceLane:
@@ -72,25 +82,27 @@ class DeviceLane:
 
     def __init__(self, device: torch.device) -> None:
         self.workspace = Workspace(device, DEVICE_BLOCK_BYTES)
+        self.on_cpu = Workspace(torch.device("cpu"))
         self._stream = _stream(device)
 
     def run(
         self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
-    ) -> None:
+    ) -> bool:
         """Merge in blocks; where the device lacks the memory, in blocks of half the size."""
         numel, unit = inputs[0].numel(), merge.unit
         step = max(1, self.workspace.block_bytes // 8 // unit) * unit
         if numel > step:
+            finite = True
             for begin in range(0, numel, step):
                 part = [tensor[begin : begin + step] for tensor in inputs]
                 low = max(start + begin, first)
                 high = min(start + begin + step, first + out.numel())
                 if low < high:
                     wanted = out[low - first : high - first]
-                    self.run(merge, part, wanted, start + begin, low)
-            return
+                    finite &= self.run(merge, part, wanted, start + begin, low)
+            return finite
         try:
-            self._run(merge, inputs, out, start, first)
+            return self._run(merge, inputs, out, start, first)
         except torch.OutOfMemoryError as error:
             smaller = self.workspace.block_bytes // 2
             if smaller < _SMALLEST_DEVICE_BLOCK:
@@ -101,21 +113,22 @@ class DeviceLane:
             self.workspace = Workspace(self.workspace.device, smaller)
             if self.workspace.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.run(merge, inputs, out, start, first)
+            return self.run(merge, inputs, out, start, first)
 
     def _run(
         self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
-    ) -> None:
+    ) -> bool:
         with torch.cuda.stream(self._stream):  # does nothing for None
             on_device = []
             for index, tensor in enumerate(inputs):
                 buffer = self.workspace.buffer(f"copied {index}", tensor.dtype, tensor.numel())
                 on_device.append(buffer.copy_(tensor, non_blocking=True))
             result = self.workspace.buffer("output", out.dtype, out.numel())
-            merge(on_device, result, self.workspace, start, first)
+            finite = merge(on_device, result, self.workspace, start, first)
             out.copy_(result, non_blocking=True)
         if self._stream is not None:
             self._stream.synchronize()  # releases the GIL; the other lanes go on meanwhile
+        return finite
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -77,7 +77,7 @@ def _probabilities(delta: Tensor, keep: float, spread: float) -> Tensor:
     length = delta.shape[1]
     steps = np.linspace(keep - spread, keep + spread, length) if length > 1 else np.array([keep])
     found = np.empty(delta.numel(), np.float32 if delta.dtype is torch.float32 else np.float64)
-    order = _by_magnitude(magnitude_keys(delta.cpu().clone()).reshape(delta.shape))
+    order = _by_magnitude(magnitude_keys(delta.cpu().float().clone()).reshape(delta.shape))
     found[order.reshape(-1)] = np.tile(steps.astype(found.dtype), delta.shape[0])
     return torch.from_numpy(found).to(delta.device).view(delta.shape)
 
@@ -85,14 +85,15 @@ def _probabilities(delta: Tensor, keep: float, spread: float) -> Tensor:
 def _by_magnitude(keys: NDArray[np.signedinteger[Any]]) -> NDArray[np.int64]:
     """Return the flat indices of a block, sorted by key within each row, and equal keys by index.
 
-    For fp32 key and index make one integer, which is sorted 10 times as fast as by a stable sort.
+    A key and an index make one integer, which is sorted 10 times as fast as by a stable sort.
+
+    Args:
+        keys: of fp32 magnitudes; finer differences do not count.
     """
     indices = np.arange(keys.size, dtype=np.int64).reshape(keys.shape)
-    if keys.itemsize == 4 and keys.size <= 1 << 32:
-        packed = (keys.astype(np.int64) << 32) | indices
-        packed.sort(axis=1)
-        return packed & 0xFFFFFFFF
-    return np.argsort(keys, axis=1, kind="stable") + indices[:, :1]
+    packed = (keys.astype(np.int64) << 32) | indices
+    packed.sort(axis=1)
+    return packed & 0xFFFFFFFF
 
 
 def _factors(measured: Sums | None) -> list[float] | None:

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streammerge.methods.finite import NO_SIGN
 from streammerge.methods.workspace import Workspace
 
 _MANTISSA = {torch.bfloat16: 7, torch.float16: 10}  # bits that are stored
 _FP32_MANTISSA = 23
-_NO_SIGN = 0x7FFF
 _MANY = 1024  # so many suspects are worth a closer look
 _LEFT = {torch.bfloat16: 11, torch.float16: 8}
 """Errors of 16 · 2⁻²⁴ of the largest input are within half a unit of the last place of a result
@@ -57,10 +57,10 @@ def inexact_sums(
     # In the memory of the sum, which is done with and still in the cache.
     scratch = workspace.buffer("sum", torch.float32, numel).view(torch.int16)
     smallest, magnitude = (_array(part, on_cpu) for part in (scratch[:numel], scratch[numel:]))
-    xp.bitwise_and(_array(tensors[0].view(torch.int16), on_cpu), _NO_SIGN, out=smallest)
+    xp.bitwise_and(_array(tensors[0].view(torch.int16), on_cpu), NO_SIGN, out=smallest)
     largest = int(smallest.max())
     for tensor in tensors[1:]:
-        xp.bitwise_and(_array(tensor.view(torch.int16), on_cpu), _NO_SIGN, out=magnitude)
+        xp.bitwise_and(_array(tensor.view(torch.int16), on_cpu), NO_SIGN, out=magnitude)
         largest = max(largest, int(magnitude.max()))
         xp.minimum(smallest, magnitude, out=smallest)
     room = exponent_room(tensors[0].dtype, weights) << _MANTISSA[tensors[0].dtype]
@@ -87,7 +87,7 @@ def _indices(mask: Tensor) -> Tensor:
 
 def _far_apart(tensors: Sequence[Tensor], room: int) -> Tensor:
     """Return where the largest and the smallest input that is not zero are too far apart."""
-    magnitudes = torch.stack([tensor.view(torch.int16) & _NO_SIGN for tensor in tensors])
+    magnitudes = torch.stack([tensor.view(torch.int16) & NO_SIGN for tensor in tensors])
     largest = magnitudes.amax(dim=0)
     smallest = torch.where(magnitudes == 0, largest, magnitudes).amin(dim=0)
     return (largest - smallest > room).nonzero().squeeze(1)
@@ -103,7 +103,9 @@ def mean_of_few(
     return torch.from_numpy(_to_odd(total / divisor)).to(dtype)
 
 
-def cancelled(result: Tensor, inputs: Sequence[Tensor], workspace: Workspace) -> Tensor:
+def cancelled(
+    result: Tensor, inputs: Sequence[Tensor], largest: int, workspace: Workspace
+) -> Tensor:
     """Return the indices of results that are small beside their inputs.
 
     Sums in fp32 are off by some 2⁻²⁴ of their largest term. That is nothing to a 16-bit result,
@@ -111,24 +113,28 @@ def cancelled(result: Tensor, inputs: Sequence[Tensor], workspace: Workspace) ->
     models. Those are so few that computing them again in fp64 costs hardly anything.
 
     Args:
-        result: of a block, rounded.
-        inputs: the block in the models and the base model, of the same 16-bit dtype and flat.
+        result: of a stretch, rounded.
+        inputs: the stretch in the models and the base model, of the same 16-bit dtype and flat.
+        largest: `largest_bits` of all inputs.
         workspace: where temporaries come from.
     """
     numel, on_cpu = result.numel(), result.device.type == "cpu"
     xp: Any = np if on_cpu else torch
-    scratch = workspace.buffer("magnitudes", torch.int16, 2 * numel)
-    largest, magnitude = (_array(part, on_cpu) for part in (scratch[:numel], scratch[numel:]))
-    xp.bitwise_and(_array(inputs[0].view(torch.int16), on_cpu), _NO_SIGN, out=largest)
-    for tensor in inputs[1:]:
-        xp.bitwise_and(_array(tensor.view(torch.int16), on_cpu), _NO_SIGN, out=magnitude)
-        xp.maximum(largest, magnitude, out=largest)
-    xp.bitwise_and(_array(result.view(torch.int16), on_cpu), _NO_SIGN, out=magnitude)
-    xp.subtract(largest, magnitude, out=largest)
-    suspect = workspace.buffer("suspect", torch.bool, numel)
     room = _LEFT[result.dtype] << _MANTISSA[result.dtype]
-    xp.greater(largest, room, out=_array(suspect, on_cpu))
-    return _indices(suspect)
+    magnitude = _array(workspace.buffer("magnitude", torch.int16, numel), on_cpu)
+    xp.bitwise_and(_array(result.view(torch.int16), on_cpu), NO_SIGN, out=magnitude)
+    suspect = workspace.buffer("suspect", torch.bool, numel)
+    # Few are that small beside the largest input of all; only those need a closer look.
+    xp.less(magnitude, largest - room, out=_array(suspect, on_cpu))
+    found = _indices(suspect)
+    if not found.numel():
+        return found
+    few = _array(found, on_cpu)
+    limit = magnitude[few] + room
+    beyond = xp.zeros_like(limit, dtype=xp.bool)
+    for tensor in inputs:
+        beyond |= (_array(tensor.view(torch.int16), on_cpu)[few] & NO_SIGN) > limit
+    return found[torch.as_tensor(beyond)]
 
 
 def round_once(values: Tensor, out: Tensor, workspace: Workspace) -> None:

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from streammerge.errors import MergeError, printable
 from streammerge.methods import Method
+from streammerge.methods.finite import INFINITY_BITS, all_finite, largest_bits
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.place import Place
 from streammerge.methods.rounding import cancelled, round_once
 from streammerge.methods.workspace import Workspace
+
+_LOOKED_OVER = 4
+"""Blocks merged before they are looked over: few calls, and they are still in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Task:
 
     def __call__(
         self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
-    ) -> None:
+    ) -> bool:
         """Merge a stretch.
 
         Args:
@@ -59,12 +63,46 @@ class Task:
             workspace: where temporaries come from.
             start: number of the inputs' first element, a multiple of `unit`.
             first: number of the first element of `out`, not before `start`.
+
+        Returns:
+            whether inputs and results are finite; for a kernel, the results, which are where the
+            inputs are.
         """
         if self.method.kernel:
             wide = self.compute is torch.float64
-            self.method.function(inputs, out, workspace, wide, **self.parameters)
-            return
+            where = {"out": out, "workspace": workspace, "wide": wide}
+            arguments = self.method.arguments({**self._seen(inputs), **where})
+            self.method.function(**arguments, **self.parameters)
+            return all_finite(out)
+        numel, finite = inputs[0].numel(), True
+        repeats = self._can_repeat(inputs, out)
         again: list[Tensor] = []
+        # What was just merged is still in the cache when it is looked over.
+        size = self.chunk * _LOOKED_OVER if out.device.type == "cpu" else numel
+        for begin in range(0, numel, size):
+            part = [tensor[begin : begin + size] for tensor in inputs]
+            merged = self._merge_blocks(part, out, workspace, start + begin, first)
+            if repeats:
+                largest = max(map(largest_bits, part))
+                finite = finite and largest < INFINITY_BITS[out.dtype]
+                found = cancelled(merged, part, largest, workspace)
+                if found.numel():
+                    again.append(found + begin)
+            else:
+                finite = finite and all(map(all_finite, part))
+            finite = finite and all_finite(merged)
+            # Few elements cost as much as many, so they are gathered.
+            if sum(found.numel() for found in again) > self.chunk:
+                self._repeat(torch.cat(again), inputs, out, workspace)
+                again = []
+        if again:
+            self._repeat(torch.cat(again), inputs, out, workspace)
+        return finite
+
+    def _merge_blocks(
+        self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
+    ) -> Tensor:
+        """Merge a stretch, or what of it is wanted; return that part of `out`."""
         for block, arguments in self._blocks(inputs, workspace, start, self.compute):
             result = self._merged(arguments)
             begin, end = start + block.start, start + block.stop
@@ -73,14 +111,7 @@ class Task:
                 flat = result.view(-1)
                 wanted = flat if (low, high) == (begin, end) else flat[low - begin : high - begin]
                 _round(wanted, out[low - first : high - first], workspace)
-            if self._can_repeat(inputs, out):
-                found = cancelled(out[block], [tensor[block] for tensor in inputs], workspace)
-                again.append(found + block.start)
-            # Few elements cost as much as many, so they are gathered over the blocks.
-            waiting = sum(found.numel() for found in again)
-            if waiting > self.chunk or (waiting and block.stop == inputs[0].numel()):
-                self._repeat(torch.cat(again), inputs, out, workspace)
-                again = []
+        return out[max(start - first, 0) : max(start + inputs[0].numel() - first, 0)]
 
     def _can_repeat(self, inputs: Sequence[Tensor], out: Tensor) -> bool:
         """Whether elements are computed in fp32, and can be again without the others."""
