@@ -17,6 +17,7 @@ from pathlib import Path
 
 from streammerge.errors import RecipeError, printable
 from streammerge.methods import METHODS, Method
+from streammerge.methods.fusionbench import ELSEWHERE
 from streammerge.plugins import UnknownNameError
 
 GROUP = "streammerge.methods"
@@ -33,6 +34,8 @@ def find_method(name: str) -> Method:
             load_entry_points()
         return METHODS.get(name)
     except UnknownNameError as error:
+        if name in ELSEWHERE:
+            raise RecipeError(f"{name} is not here: {ELSEWHERE[name]}") from None
         raise RecipeError(str(error.args[0]), "`streammerge methods` lists them.") from None
 
 

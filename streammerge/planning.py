@@ -16,6 +16,7 @@ from streammerge.coverage import Decision, cover
 from streammerge.errors import ParameterError, RecipeError
 from streammerge.extensions import find_method
 from streammerge.methods import METHODS, Method
+from streammerge.methods.fusionbench import translate
 from streammerge.methods.parameters import Resolved, resolve
 from streammerge.methods.weights import exact_weights
 from streammerge.plan import (
@@ -28,6 +29,7 @@ from streammerge.plan import (
     Step,
 )
 from streammerge.recipe import Recipe, Treatment
+from streammerge.recipe.treatment import all_settings
 from streammerge.tensors import layout_key
 from streammerge.version import __version__
 
@@ -91,8 +93,12 @@ def _step(
         parameters = resolve(
             method.name,
             method.parameters,
-            settings,
-            [treatment.each[i] for i in models],
+            *translate(
+                treatment.method,
+                settings,
+                [treatment.each[i] for i in models],
+                all_settings(recipe),
+            ),
         )
     except ParameterError as error:
         raise _placed(error, recipe, models) from error

@@ -44,7 +44,7 @@ def _factors(measured: Sums | None, density: Sequence[float], rescale: bool) -> 
 
 @merge_method(
     "dare_linear",
-    aliases=("dare", "dare/task_arithmetic"),
+    aliases=("dare", "dare/task_arithmetic", "dare/simple_average"),
     measure=_norms,
     passes=1,
     measure_if=_needs_norms,
@@ -92,7 +92,6 @@ def dare_linear(
 
 @merge_method(
     "dare_ties",
-    aliases=("dare/ties_merging",),
     measure=_norms,
     passes=1,
     measure_if=_needs_norms,
