@@ -146,6 +146,12 @@ class Recipe(Placed):
         return tuple(dict.fromkeys(r for name in self.opened for r in inner.get(name, (name,))))
 
     @property
+    def all_plugins(self) -> tuple[str, ...]:
+        """Every file to be run before the merge is planned, those of recipes inside included."""
+        inner = [file for recipe in self.recipes.values() for file in recipe.all_plugins]
+        return tuple(dict.fromkeys([*self.plugins, *inner]))
+
+    @property
     def base(self) -> int | None:
         """Index of the base model in `inputs`."""
         if self.sections:
