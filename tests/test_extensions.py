@@ -57,6 +57,26 @@ def test_a_recipe_names_a_file_with_a_method(tmp_path: Path) -> None:
     assert METHODS.get("largest_of_test").summary == "The element of largest magnitude, scaled."
 
 
+def test_recipes_inside_recipes_have_plugins_of_their_own(tmp_path: Path) -> None:
+    a, b = models(tmp_path)
+    text = f"merge_method: linear\nmodels: [{a}, {b}]"
+    for depth in range(3):
+        plugin = tmp_path / f"{depth}.py"
+        plugin.write_text(PLUGIN.format(name=f"largest_{depth}_of_test"))
+        (tmp_path / f"{depth}.yml").write_text(text)
+        text = f"""
+            merge_method: largest_{depth}_of_test
+            models: [{tmp_path}/{depth}.yml]
+            plugins: [{plugin}]
+            parameters: {{scale: 2}}
+            """
+    (tmp_path / "recipe.yml").write_text(text)
+    streammerge.merge(tmp_path / "recipe.yml", tmp_path / "out")
+    inputs = [load_file(Path(model) / "model.safetensors")["w"].double() for model in (a, b)]
+    expected = (sum(inputs) / 2 * 8).float()
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["w"], expected)
+
+
 def test_a_method_of_the_users_own_works_in_memory() -> None:
     @streammerge.merge_method("first_of_test", models=(2, 2))
     def first(tensors: list[torch.Tensor], *, unused: bool = False) -> torch.Tensor:

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from streammerge.errors import RecipeError
 from streammerge.methods import merge_method
 from streammerge.methods.combining import Election, add_elected, add_sum, task_vectors
-from streammerge.methods.dare import RescaleBy
 from streammerge.methods.measuring import Sums
 from streammerge.methods.parameters import Bounds, Density, Lambda, PerModel, Weight
 from streammerge.methods.place import Place
 from streammerge.methods.ranks import magnitude_keys
-from streammerge.methods.sparsifying import norm_factors, norm_sums
+from streammerge.methods.sparsifying import RescaleBy, needs_norms, norm_factors, norm_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +32,6 @@ def _check(parameters: Mapping[str, Any]) -> None:
                 f"{keep - spread:g} to {keep + spread:g}",
                 "Choose an epsilon that keeps density ± epsilon between 0 and 1.",
             )
-
-
-def _needs_norms(parameters: Mapping[str, Any]) -> bool:
-    by_norm = parameters["rescale"] and parameters["rescale_by"] == "l1"
-    return by_norm and any(0 < keep < 1 for keep in parameters["density"])
 
 
 def _norms(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> Sums:
@@ -105,7 +99,7 @@ def _factors(measured: Sums | None) -> list[float] | None:
     granularity="row",
     measure=_norms,
     passes=1,
-    measure_if=_needs_norms,
+    measure_if=needs_norms,
     check=_check,
     paper="2406.11617",
 )
@@ -168,7 +162,7 @@ def della(
     granularity="row",
     measure=_norms,
     passes=1,
-    measure_if=_needs_norms,
+    measure_if=needs_norms,
     check=_check,
     paper="2406.11617",
 )

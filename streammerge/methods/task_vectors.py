@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from streammerge.methods.workspace import Workspace
 
 
-@merge_method("task_arithmetic", drops_zero=True, paper="2212.04089")
+@merge_method(
+    "task_arithmetic",
+    aliases=("linear/task_arithmetic_for_causallm", "linear/task_arithmetic_for_llama"),
+    drops_zero=True,
+    paper="2212.04089",
+)
 def task_arithmetic(
     tensors: Sequence[Tensor],
     base: Tensor,
