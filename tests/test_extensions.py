@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,29 @@ def test_verifying_never_runs_a_file_that_an_output_names(tmp_path: Path) -> Non
     assert ran.read_text() == "x"
     streammerge.verify(tmp_path / "out", recompute="all")
     assert ran.read_text() == "x"
+
+
+def test_an_installed_package_offers_methods(tmp_path: Path) -> None:
+    """By an entry point: they are listed, explained and used without being named as plug-ins."""
+    site = tmp_path / "site"
+    (site / "mine-1.0.dist-info").mkdir(parents=True)
+    (site / "mine.py").write_text(PLUGIN.format(name="largest_installed"))
+    (site / "mine-1.0.dist-info" / "METADATA").write_text("Name: mine\nVersion: 1.0\n")
+    points = "[streammerge.methods]\nmine = mine\n"
+    (site / "mine-1.0.dist-info" / "entry_points.txt").write_text(points)
+    paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-m", "streammerge", *words]
+        environment = {**os.environ, "PYTHONPATH": paths}
+        return subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert "largest_installed" in run("methods")
+    assert "The element of largest magnitude" in run("methods", "largest_installed")
+    out = tmp_path / "out"
+    run("merge", str(recipe(tmp_path, "largest_installed", None)), "-o", str(out), "--quiet")
+    a, b = (load_file(tmp_path / f"m{n}" / "model.safetensors")["w"] for n in range(2))
+    merged = load_file(out / "model.safetensors")["w"]
+    assert torch.equal(merged, torch.where(b.abs() > a.abs(), b, a) * 2)

@@ -122,10 +122,12 @@ def methods(
     """List the merge methods, or explain one."""
     with errors_for_people():
         from streammerge.cli import show_methods
-        from streammerge.extensions import find_method
+        from streammerge.extensions import find_method, load_entry_points
         from streammerge.methods import METHODS
 
         found = find_method(name) if name is not None else None
+        if found is None:
+            load_entry_points()
         if json:
             show_methods.methods_as_json([found.name] if found else list(METHODS))
         elif found is not None:
