@@ -10,7 +10,7 @@ from streammerge.plan import OutputTensor, Plan
 from streammerge.tensors import DTYPES
 
 MiB = 1024**2
-WORKSPACE = 4 * MiB
+WORKSPACE = 6 * MiB
 """Running sum and temporaries of one compute thread, and its stack and allocator arena."""
 MEASURED_AT_ONCE = 16
 """Tensors that lie in more than one window and are measured at the same time."""
