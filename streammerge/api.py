@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack, cast
@@ -55,7 +56,7 @@ def prepare(recipe: Recipe, out: Reference, **options: Unpack[PlanOptions]) -> P
     budget = None if memory is None else parse_size(memory)
     shard_size = parse_size(options.get("max_shard_size", "5GB"))
     access = HubAccess(options.get("download", "cache"), token)
-    load_plugins([path for each in (recipe, *recipe.recipes.values()) for path in each.plugins])
+    load_plugins(recipe.all_plugins)
     checkpoints = open_inputs(recipe, lambda reference: open_checkpoint(reference, access))
     hub = cast(HubOptions, {k: v for k, v in options.items() if k in HubOptions.__optional_keys__})
     output = open_output(out, recipe.references, options.get("overwrite", False), token, **hub)
@@ -129,7 +130,7 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
         notes=[*plan.notes, *told],
         nonfinite=nonfinite,
         nonfinite_inputs=nonfinite_inputs,
-        read_modes=dict(report.read_modes),
+        read_modes=dict(Counter(report.read_modes.values())),
         kept=len(kept),
         seconds=report.seconds,
         fingerprint=plan.fingerprint(),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from streammerge.buffers import allocate
 from streammerge.checkpoint import Checkpoint, as_read
+from streammerge.chunks import unit_length
 from streammerge.equality import require_equal
 from streammerge.formats.safetensors import Location
 from streammerge.measuring import Measurements, cpu_workspace
@@ -25,7 +26,7 @@ from streammerge.openfiles import OpenFiles
 from streammerge.plan import OutputTensor, Plan, Step
 from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
 from streammerge.tensors import DTYPES, torch_dtype
-from streammerge.windows import Piece, room_for, unit_length
+from streammerge.windows import Piece, room_for
 
 _STRETCH = 1024**2  # elements that are merged at a time
 _FILE = "merged"  # the virtual file that all tensors lie in
@@ -124,7 +125,7 @@ class MergedReader:
         self.mode = "merged"
         self._checkpoint, self._tensors = checkpoint, list(checkpoint.outputs.values())
         self._labels = [model.label for model in checkpoint.plan.inputs]
-        self._files = OpenFiles(checkpoint.checkpoints, mode, 1)
+        self._files = OpenFiles(checkpoint.checkpoints, mode, {}, 1)
         self._rooms = [allocate(0) for _ in checkpoint.checkpoints]
         self._workspace = cpu_workspace()
         self._whole: tuple[str, Tensor] | None = None  # the last tensor that was merged whole

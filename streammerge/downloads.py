@@ -116,6 +116,8 @@ def fetch(downloads: Sequence[Download], at_once: int, progress: DownloadProgres
             thread.join()
     except BaseException:
         stop.set()
+        for download in downloads:
+            download.cut()
         for thread in threads:
             thread.join(_PATIENCE / len(threads))
         raise

@@ -69,7 +69,9 @@ class Pipeline:
     ) -> None:
         self._plan, self._checkpoints, self._layout = plan, checkpoints, layout
         self._kept, self._io, self._device = {shard.file for shard in kept}, io, device
-        self._merger = Merger(plan, Wholes(checkpoints, io, layout.at_once), allow_nonfinite)
+        self._report = Report()
+        wholes = Wholes(checkpoints, io, self._report.read_modes, layout.at_once)
+        self._merger = Merger(plan, wholes, allow_nonfinite)
         self._rereads = any(step.passes for step in plan.steps)
         self._output = output
         self._finisher = Finisher(plan, output, list(kept), self._merger.nonfinite)
@@ -82,7 +84,6 @@ class Pipeline:
         self._to_write: _Queue = SimpleQueue()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
-        self._report = Report()
         self._lock = threading.Lock()
 
     def run(self) -> Report:
@@ -192,13 +193,12 @@ class Pipeline:
         models = range(number, len(self._checkpoints), self._readers)
         queue, begun = self._to_read[number], deque[Filling]()
         io: IoMode = "cached" if self._rereads and self._io == "auto" else self._io
-        with OpenFiles(self._checkpoints, io, self._readers) as files:
+        modes = self._report.read_modes
+        with OpenFiles(self._checkpoints, io, modes, self._readers) as files:
             for flight in self._flights(queue):
                 begun.append(Filling(flight, models, files, self._stop))
                 while begun and (queue.empty() or begun[0].is_done()):
                     self._hand_over(begun.popleft())
-            with self._lock:
-                self._report.read_modes += files.modes
 
     def _hand_over(self, filling: Filling) -> None:
         filling.finish()

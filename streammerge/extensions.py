@@ -1,4 +1,4 @@
-"""Merge methods that users bring: from installed packages, or from files named in a recipe.
+"""Merge methods by name, those included that users bring: in packages, or in files of a recipe.
 
 A package offers its methods by an entry point in the group `streammerge.methods`, whose value is a
 module that registers them (`@streammerge.merge_method`). A file is run only where a recipe names it
@@ -16,8 +16,27 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from streammerge.errors import RecipeError, printable
+from streammerge.methods import METHODS, Method
+from streammerge.methods.fusionbench import ELSEWHERE
+from streammerge.plugins import UnknownNameError
 
 GROUP = "streammerge.methods"
+
+
+def find_method(name: str) -> Method:
+    """Return the merge method of that name or alias.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    try:
+        if name not in METHODS:
+            load_entry_points()
+        return METHODS.get(name)
+    except UnknownNameError as error:
+        if name in ELSEWHERE:
+            raise RecipeError(f"{name} is not here: {ELSEWHERE[name]}") from None
+        raise RecipeError(str(error.args[0]), "`streammerge methods` lists them.") from None
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from streammerge.chunks import chunk_length, unit_length
 from streammerge.errors import MergeError, printable
 from streammerge.methods import METHODS
 from streammerge.methods.measuring import Measurement
@@ -20,7 +21,7 @@ from streammerge.methods.running import Task
 from streammerge.methods.workspace import Workspace
 from streammerge.plan import OutputTensor, Plan
 from streammerge.tensors import torch_dtype
-from streammerge.windows import Piece, chunk_length, unit_length
+from streammerge.windows import Piece
 
 
 class Measurements:

@@ -116,8 +116,9 @@ class Merger:
     def _examine(self, piece: Piece, task: Task, inputs: Sequence[Tensor], out: Tensor) -> None:
         """Merge a piece again where something is not finite, and say where that came from.
 
-        A sum of finite numbers can leave the range of fp32 though their mean does not, so the
-        piece is merged in fp64 before anything is called an overflow.
+        A sum of finite numbers can leave the range of fp32 though their mean does not, so these
+        elements are taken from a merge in fp64 before anything is called an overflow. The others
+        keep their bits: what else lies in the piece depends on the window.
         """
         self._refuse_nonfinite_inputs(piece, inputs)
         skipped = piece.first - piece.read_first
@@ -126,8 +127,10 @@ class Merger:
             self._count_nonfinite_input(piece, tensor[own], model)
         if all_finite(out):
             return
-        workspace = Workspace(torch.device("cpu"))
-        task.widened()(inputs, out, workspace, piece.read_first, piece.first)
+        again, workspace = torch.empty_like(out), Workspace(torch.device("cpu"))
+        task.widened()(inputs, again, workspace, piece.read_first, piece.first)
+        bad = ~torch.isfinite(out)
+        out[bad] = again[bad]
         self._count_nonfinite(piece, out)
 
     def _count_nonfinite(self, piece: Piece, out: Tensor) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streammerge.chunks import chunk_length
 from streammerge.methods import METHODS
 from streammerge.plan import OutputTensor, Plan
 from streammerge.tensors import DTYPES
-from streammerge.windows import chunk_length
 
 MiB = 1024**2
-WORKSPACE = 4 * MiB
+WORKSPACE = 6 * MiB
 """Running sum and temporaries of one compute thread, and its stack and allocator arena."""
 MEASURED_AT_ONCE = 16
 """Tensors that lie in more than one window and are measured at the same time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from streammerge.checkpoint import Checkpoint
@@ -10,16 +10,26 @@ from streammerge.storage import IoMode, RangeReader
 
 MAX_OPEN = 256  # over all threads; well below the usual limit of 1024
 
+ReadModes = dict[tuple[int, str], str]
+"""How each file of each input was read last; shared by all threads."""
+
 
 class OpenFiles:
-    """The input files that one thread has open, the oldest closed when there are too many."""
+    """The input files that one thread has open, the oldest closed when there are too many.
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], io: IoMode, threads: int) -> None:
-        self.modes: Counter[str] = Counter()
-        self._checkpoints, self._io = checkpoints, io
+    Args:
+        checkpoints: the opened inputs.
+        io: how they are read.
+        modes: where it is noted how that was.
+        threads: how many there are.
+    """
+
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], io: IoMode, modes: ReadModes, threads: int
+    ) -> None:
+        self._checkpoints, self._io, self._modes = checkpoints, io, modes
         self._limit = max(1, MAX_OPEN // threads)
         self._open: OrderedDict[tuple[int, str], RangeReader] = OrderedDict()
-        self._seen: set[tuple[int, str]] = set()
 
     def get(self, model: int, file: str) -> RangeReader:
         """Return the reader of a file, opened when it is first needed."""
@@ -30,10 +40,7 @@ class OpenFiles:
         if len(self._open) >= self._limit:
             self._open.popitem(last=False)[1].close()
         reader = self._checkpoints[model].open(file, self._io)
-        if key not in self._seen:
-            self.modes[reader.mode] += 1
-            self._seen.add(key)
-        self._open[key] = reader
+        self._open[key], self._modes[key] = reader, reader.mode
         return reader
 
     def __enter__(self) -> OpenFiles:

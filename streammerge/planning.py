@@ -14,8 +14,9 @@ from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.configs import compare_configs
 from streammerge.coverage import Decision, cover
 from streammerge.errors import ParameterError, RecipeError
-from streammerge.extensions import load_entry_points
+from streammerge.extensions import find_method
 from streammerge.methods import METHODS, Method
+from streammerge.methods.fusionbench import translate
 from streammerge.methods.parameters import Resolved, resolve
 from streammerge.methods.weights import exact_weights
 from streammerge.plan import (
@@ -27,8 +28,8 @@ from streammerge.plan import (
     PlanInput,
     Step,
 )
-from streammerge.plugins import UnknownNameError
 from streammerge.recipe import Recipe, Treatment
+from streammerge.recipe.treatment import all_settings
 from streammerge.tensors import layout_key
 from streammerge.version import __version__
 
@@ -92,8 +93,12 @@ def _step(
         parameters = resolve(
             method.name,
             method.parameters,
-            settings,
-            [treatment.each[i] for i in models],
+            *translate(
+                treatment.method,
+                settings,
+                [treatment.each[i] for i in models],
+                all_settings(recipe),
+            ),
         )
     except ParameterError as error:
         raise _placed(error, recipe, models) from error
@@ -138,20 +143,6 @@ def _method(name: str, recipe: Recipe) -> Method:
     except RecipeError as error:
         where = f"{recipe.place_of_method(name)}: " if recipe.file else ""
         raise RecipeError(where + error.message, error.remedy) from None
-
-
-def find_method(name: str) -> Method:
-    """Return the merge method of that name or alias.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    try:
-        if name not in METHODS:
-            load_entry_points()
-        return METHODS.get(name)
-    except UnknownNameError as error:
-        raise RecipeError(str(error.args[0]), "`streammerge methods` lists them.") from None
 
 
 def _base(method: Method, treatment: Treatment) -> int | None:

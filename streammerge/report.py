@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +14,13 @@ class Report:
 
     Attributes:
         shards: the files, in the order of the plan.
-        read_modes: how many input files were read in which way.
+        read_modes: how each file of each input was read.
         bytes_read: bytes of tensor data read.
         seconds: wall time.
     """
 
     shards: list[WrittenShard] = field(default_factory=list)
-    read_modes: Counter[str] = field(default_factory=Counter)
+    read_modes: dict[tuple[int, str], str] = field(default_factory=dict)
     bytes_read: int = 0
     seconds: float = 0.0
 

@@ -19,7 +19,7 @@ from streammerge.buffers import allocate
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.methods.running import Task
 from streammerge.needs import READ_AT_ONCE
-from streammerge.openfiles import OpenFiles
+from streammerge.openfiles import OpenFiles, ReadModes
 from streammerge.storage import IoMode
 from streammerge.tensors import torch_dtype
 from streammerge.windows import Piece, room_for
@@ -34,11 +34,14 @@ class Wholes:
     Args:
         checkpoints: the opened inputs.
         io: how they are read.
+        modes: where it is noted how that was.
         at_once: how many tensors may be merged at the same time.
     """
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], io: IoMode, at_once: int) -> None:
-        self._checkpoints, self._io = checkpoints, io
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], io: IoMode, modes: ReadModes, at_once: int
+    ) -> None:
+        self._checkpoints, self._io, self._modes = checkpoints, io, modes
         self._merged: dict[str, Future[Tensor]] = {}
         self._missing: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -77,7 +80,7 @@ class Wholes:
         copy = torch.empty(info.numel, dtype=task.compute)
         step = READ_AT_ONCE // info.itemsize
         buffer = allocate(room_for(READ_AT_ONCE))
-        with OpenFiles(self._checkpoints, self._io, 1) as files:
+        with OpenFiles(self._checkpoints, self._io, self._modes, 1) as files:
             reader = files.get(model, location.file)
             for first in range(0, info.numel, step):
                 count = min(step, info.numel - first)

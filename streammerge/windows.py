@@ -7,12 +7,11 @@ side by side in an input are read as one range.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streammerge.checkpoint import Checkpoint, as_read
-from streammerge.methods.measuring import CHUNK
+from streammerge.chunks import chunk_length, unit_length
 from streammerge.plan import OutputShard, OutputTensor, Plan, Step
 from streammerge.storage import ALIGNMENT, is_large
 from streammerge.tensors import DTYPES
@@ -190,27 +189,6 @@ def cut_stretches(
             first += numel
     if window.pieces:
         yield window
-
-
-def row_length(shape: tuple[int, ...]) -> int:
-    """Return the elements of a row: what lies along the last axis, or one filter of a convolution.
-
-    A vector is one row.
-    """
-    if len(shape) <= 3:
-        return shape[-1] if shape else 1
-    return math.prod(shape[1:])
-
-
-def unit_length(step: Step, shape: tuple[int, ...]) -> int:
-    """Return how many elements of a tensor a method must see together."""
-    return max(1, row_length(shape)) if step.granularity == "row" else 1
-
-
-def chunk_length(step: Step, shape: tuple[int, ...]) -> int:
-    """Return the elements of a chunk that is measured: whole units."""
-    unit = unit_length(step, shape)
-    return unit * max(1, CHUNK // unit)
 
 
 def _piece(

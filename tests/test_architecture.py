@@ -24,7 +24,7 @@ LEAVES = {"errors", "tensors", "plugins", "version"}
 ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "options": {"downloads", "outputs"},
-    "cli": {"api", "report", "forecast", "verify", "push"},
+    "cli": {"api", "report", "forecast", "verifying", "pushing"},
     "modules": {"api", "inmemory"},
     "inmemory": {"execute", "planning", "outputs"},
     "api": {
@@ -38,13 +38,13 @@ ARROWS: dict[str, set[str]] = {
         "relatives",
     },
     "relatives": {"plan", "checkpoint"},
-    "verify": {"checks"},
-    "push": {"checks"},
+    "verifying": {"checks"},
+    "pushing": {"checks"},
     "checks": {"execute", "inputs"},
     "inputs": {"slices", "planning", "chains", "tokenizers"},
     "slices": {"recipe", "views"},
     "execute": {"batches", "report", "budget", "merging", "reading", "finishing"},
-    "batches": {"needs"},
+    "batches": {"needs", "windows"},
     "chains": {"needs", "equality", "measuring", "openfiles", "buffers"},
     "report": {"outputs"},
     "reading": {"buffers", "openfiles"},
@@ -55,16 +55,17 @@ ARROWS: dict[str, set[str]] = {
     "wholes": {"buffers", "measuring", "needs", "openfiles"},
     "lanes": {"methods"},
     "buffers": {"windows"},
-    "windows": {"plan", "checkpoint"},
-    "budget": {"needs"},
-    "needs": {"windows"},
+    "windows": {"chunks", "checkpoint"},
+    "chunks": {"plan"},
+    "budget": {"needs", "windows"},
+    "needs": {"chunks"},
     "downloads": {"plan", "checkpoint"},
     "wording": {"plan"},
     "outputs": {"wording", "plan", "checkpoint", "configs", "hub", "references"},
     "forecast": {"plan", "downloads"},
     "openfiles": {"checkpoint"},
     "tokenizers": {"views"},
-    "extensions": set(),
+    "extensions": {"methods"},
     "planning": {"extensions", "plan", "configs", "checkpoint"},
     "plan": {"recipe", "coverage", "formats", "methods"},
     "coverage": {"recipe", "views"},
@@ -230,6 +231,30 @@ def test_public_names() -> None:
         "weighted_average",
     }
     assert all(hasattr(streammerge, name) for name in streammerge.__all__)
+    assert set(streammerge.__all__) <= set(dir(streammerge))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = streammerge.no_such_name  # type: ignore[attr-defined]
+
+
+def test_public_names_come_from_where_type_checkers_look_for_them() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    (checking,) = (n for n in tree.body if ast.unparse(n).startswith("if TYPE_CHECKING:"))
+    assert isinstance(checking, ast.If)
+    imports_ = [node for node in checking.body if isinstance(node, ast.ImportFrom)]
+    said = {alias.name: node.module for node in imports_ for alias in node.names}
+    assert said.keys() == set(streammerge.__all__)
+    code = f"""
+import importlib, sys, streammerge
+assert not [m for m in sys.modules if m.startswith("streammerge.")], "loaded too early"
+for _ in range(2):
+    for name, module in {said}.items():
+        assert getattr(streammerge, name) is getattr(importlib.import_module(module), name), name
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, check=True)
+
+
+def test_no_module_hides_a_public_name() -> None:
+    assert not set(streammerge.__all__) & {unit(path) for path in MODULES}, "import one, get both"
 
 
 def readme_tree() -> dict[str, str]:

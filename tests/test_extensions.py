@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,26 @@ def test_a_recipe_names_a_file_with_a_method(tmp_path: Path) -> None:
     assert METHODS.get("largest_of_test").summary == "The element of largest magnitude, scaled."
 
 
+def test_recipes_inside_recipes_have_plugins_of_their_own(tmp_path: Path) -> None:
+    a, b = models(tmp_path)
+    text = f"merge_method: linear\nmodels: [{a}, {b}]"
+    for depth in range(3):
+        plugin = tmp_path / f"{depth}.py"
+        plugin.write_text(PLUGIN.format(name=f"largest_{depth}_of_test"))
+        (tmp_path / f"{depth}.yml").write_text(text)
+        text = f"""
+            merge_method: largest_{depth}_of_test
+            models: [{tmp_path}/{depth}.yml]
+            plugins: [{plugin}]
+            parameters: {{scale: 2}}
+            """
+    (tmp_path / "recipe.yml").write_text(text)
+    streammerge.merge(tmp_path / "recipe.yml", tmp_path / "out")
+    inputs = [load_file(Path(model) / "model.safetensors")["w"].double() for model in (a, b)]
+    expected = (sum(inputs) / 2 * 8).float()
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["w"], expected)
+
+
 def test_a_method_of_the_users_own_works_in_memory() -> None:
     @streammerge.merge_method("first_of_test", models=(2, 2))
     def first(tensors: list[torch.Tensor], *, unused: bool = False) -> torch.Tensor:
@@ -94,3 +117,29 @@ def test_verifying_never_runs_a_file_that_an_output_names(tmp_path: Path) -> Non
     assert ran.read_text() == "x"
     streammerge.verify(tmp_path / "out", recompute="all")
     assert ran.read_text() == "x"
+
+
+def test_an_installed_package_offers_methods(tmp_path: Path) -> None:
+    """By an entry point: they are listed, explained and used without being named as plug-ins."""
+    site = tmp_path / "site"
+    (site / "mine-1.0.dist-info").mkdir(parents=True)
+    (site / "mine.py").write_text(PLUGIN.format(name="largest_installed"))
+    (site / "mine-1.0.dist-info" / "METADATA").write_text("Name: mine\nVersion: 1.0\n")
+    points = "[streammerge.methods]\nmine = mine\n"
+    (site / "mine-1.0.dist-info" / "entry_points.txt").write_text(points)
+    paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-m", "streammerge", *words]
+        environment = {**os.environ, "PYTHONPATH": paths}
+        return subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert "largest_installed" in run("methods")
+    assert "The element of largest magnitude" in run("methods", "largest_installed")
+    out = tmp_path / "out"
+    run("merge", str(recipe(tmp_path, "largest_installed", None)), "-o", str(out), "--quiet")
+    a, b = (load_file(tmp_path / f"m{n}" / "model.safetensors")["w"] for n in range(2))
+    merged = load_file(out / "model.safetensors")["w"]
+    assert torch.equal(merged, torch.where(b.abs() > a.abs(), b, a) * 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from streammerge.methods import METHODS
 from streammerge.methods.parameters import resolve
 from streammerge.methods.place import Place
+from streammerge.methods.workspace import Workspace
 from tests.support.checkpoints import rng
 from tests.support.formulas import FORMULAS, Call
 from tests.support.methods import run_method
@@ -155,8 +156,11 @@ def test_without_any_model_of_weight_the_base_model_is_left(name: str) -> None:
     base = torch.ones(3)
     method = METHODS.get(name)
     settings = parameters(name, 0, {}, [])
+    out = torch.empty(3)
     available = {"tensors": [], "base": base, "measured": None, "place": Place("", (3,), 0, 3)}
-    assert method.function(**method.arguments(available), **settings).equal(base)
+    available |= {"out": out, "workspace": Workspace(torch.device("cpu")), "wide": False}
+    merged = method.function(**method.arguments(available), **settings)
+    assert (out if method.kernel else merged).equal(base)
 
 
 def test_density_and_epsilon_of_della_must_leave_probabilities() -> None:

@@ -11,7 +11,14 @@ import torch
 from huggingface_hub import ModelCard
 
 import streammerge
-from tests.support.checkpoints import add_side_files, like, random_tensors, write_checkpoint
+from tests.support.adapters import factors, write_adapter
+from tests.support.checkpoints import (
+    add_side_files,
+    like,
+    random_tensor,
+    random_tensors,
+    write_checkpoint,
+)
 from tests.support.outputs import manifest, sha256, shards_of
 
 
@@ -41,6 +48,21 @@ def test_the_model_card_says_what_was_merged_and_how(tmp_path: Path) -> None:
     assert "0.3" in card.text
     assert "streammerge average" in card.text
     assert "hello" not in card.text
+
+
+def test_models_of_this_machine_are_named_by_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = {"m.weight": random_tensor((8, 6), torch.bfloat16, 1)}
+    for name in ("a/base", "a/other"):
+        write_checkpoint(tmp_path / name, tensors)
+    write_adapter(tmp_path / "b/adapter", factors("m", 8, 6))
+    average([Path("a/base"), Path("a/base+b/adapter"), Path("a/other")], tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.to_dict()["base_model"] == ["base", "adapter", "other"]
+    assert "Merge of 3 models" in card.text
+    assert "| base + adapter |" in card.text
 
 
 @pytest.mark.parametrize(

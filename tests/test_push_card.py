@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 import streammerge
+from tests.support.adapters import factors, write_adapter
+from tests.support.checkpoints import random_tensor, write_checkpoint
 from tests.support.cli import in_process
 from tests.support.hub import Hub
 from tests.support.targets import REPO, Merged, files_of, files_on, merge_once
@@ -35,6 +38,22 @@ def test_the_card_of_models_from_the_hub(hub: Hub, merged: Merged) -> None:
     assert hub.head("org/model-a") in card.text
     assert "0.75" in card.text
     assert "0.25" in card.text
+
+
+def test_an_adapter_is_named_beside_its_model(hub: Hub, tmp_path: Path) -> None:
+    tensors = {"m.weight": random_tensor((8, 6), torch.bfloat16, 1)}
+    base = write_checkpoint(tmp_path / "mine/base", tensors)
+    adapter = write_adapter(tmp_path / "mine/adapter", factors("m", 8, 6))
+    hub.create("org/base", base)
+    hub.create("org/adapter", adapter)
+    models = ["org/base+org/adapter", f"org/base+{adapter}", f"{base}+org/adapter"]
+    streammerge.average(models, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.to_dict()["base_model"] == ["org/base", "org/adapter", "adapter", "base"]
+    base_at, adapter_at = (f"{name} at `{hub.head(name)}`" for name in ("org/base", "org/adapter"))
+    assert f"| {base_at} + {adapter_at} |" in card.text
+    assert f"| {base_at} + adapter |" in card.text
+    assert "| base + org/adapter |" in card.text
 
 
 def test_the_token_gets_into_no_file(

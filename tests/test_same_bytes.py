@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -111,6 +112,21 @@ def test_every_io_mode_gives_the_same_bytes(
     paths = write_all(tmp_path, models, shards=shards, shuffle=shards)
     merge_paths(paths, tmp_path / "out", io=io)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == single
+
+
+@pytest.mark.parametrize("method", ["average", "slerp", "iso_c"])
+def test_how_every_file_was_read_is_said_once(tmp_path: Path, method: str) -> None:
+    """Whether a method sees blocks once, blocks twice, or whole tensors."""
+    models = [{name: torch.randn(8, 8) for name in "abc"} for _ in range(2)]
+    first, second = write_all(tmp_path, models, shards=3)
+    base = {} if method == "average" else {"base_model": str(first)}
+    parameters = {"t": 0.5} if method == "slerp" else {}
+    named = [{"model": str(path)} for path in ((first, second) if not base else (second,))]
+    recipe = {"merge_method": method, "models": named, "parameters": parameters, **base}
+    text = tmp_path / "recipe.yml"
+    text.write_text(json.dumps(recipe))
+    done = streammerge.merge(text, tmp_path / "out", io="buffered")
+    assert done.read_modes == {"buffered": 6}
 
 
 def test_every_memory_budget_gives_the_same_bytes(tmp_path: Path, models: list[Tensors]) -> None:

@@ -1,7 +1,7 @@
 """The commands and their options.
 
 Results go to stdout, all else to stderr. Exit status: 0 done, 1 refused or failed, 2 wrong usage,
-130 interrupted.
+130 interrupted. What a command works with is imported when it runs: help answers without.
 """
 
 from __future__ import annotations
@@ -10,17 +10,11 @@ from typing import Annotated
 
 import typer
 
-from streammerge.checkpoint import HubAccess, open_checkpoint
-from streammerge.cli import merging, show, show_checkpoint, show_methods, show_verify
+from streammerge.cli import merging
 from streammerge.cli import options as o
 from streammerge.cli.endings import errors_for_people
 from streammerge.cli.progress import ProgressBar
 from streammerge.cli.startup import load_torch_beside
-from streammerge.methods import METHODS
-from streammerge.planning import find_method
-from streammerge.push import push as push_output
-from streammerge.verify import verify as verify_output
-from streammerge.version import __version__
 
 app = typer.Typer(
     name="streammerge",
@@ -46,6 +40,9 @@ def inspect(
 ) -> None:
     """Print the tensors, dtypes, shards, parameters and bytes of a checkpoint."""
     with errors_for_people():
+        from streammerge.checkpoint import HubAccess, open_checkpoint
+        from streammerge.cli import show_checkpoint
+
         checkpoint = open_checkpoint(model, HubAccess(token=token))
         if json:
             show_checkpoint.checkpoint_as_json(checkpoint)
@@ -63,10 +60,13 @@ def verify(
 ) -> None:
     """Check every byte of an output, and that it is one checkpoint, all of it and nothing else."""
     with errors_for_people(interrupted="the output was not checked to its end"):
+        from streammerge import verifying
+        from streammerge.cli import show_verify
+
         if recompute:
             load_torch_beside()
         with ProgressBar(0, enabled=not quiet, stage="checking") as progress:
-            done = verify_output(
+            done = verifying.verify(
                 out,
                 recompute="all" if recompute == "all" else int(recompute) if recompute else None,
                 load=load,
@@ -95,8 +95,11 @@ def push(
 ) -> None:
     """Push an output to the Hub, in one commit, sending only what is not there yet."""
     with errors_for_people(interrupted="nothing was committed"):
+        from streammerge import pushing
+        from streammerge.cli import show
+
         with ProgressBar(0, enabled=not quiet, stage="checking") as progress:
-            pushed = push_output(
+            pushed = pushing.push(
                 out,
                 repo,
                 private=private,
@@ -118,7 +121,13 @@ def methods(
 ) -> None:
     """List the merge methods, or explain one."""
     with errors_for_people():
+        from streammerge.cli import show_methods
+        from streammerge.extensions import find_method, load_entry_points
+        from streammerge.methods import METHODS
+
         found = find_method(name) if name is not None else None
+        if found is None:
+            load_entry_points()
         if json:
             show_methods.methods_as_json([found.name] if found else list(METHODS))
         elif found is not None:
@@ -129,6 +138,8 @@ def methods(
 
 def _version(value: bool) -> None:
     if value:
+        from streammerge.version import __version__
+
         typer.echo(f"streammerge {__version__}")
         raise typer.Exit
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
-from streammerge.cli import show
+from streammerge.cli import console
 from streammerge.errors import StreammergeError
 
 
@@ -19,8 +19,8 @@ def errors_for_people(
     try:
         yield
     except StreammergeError as error:
-        show.error(error)
+        console.error(error)
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interruption:
-        show.interrupted(" ".join(getattr(interruption, "__notes__", [interrupted])))
+        console.interrupted(" ".join(getattr(interruption, "__notes__", [interrupted])))
         raise typer.Exit(130) from None

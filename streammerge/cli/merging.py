@@ -1,22 +1,22 @@
-"""The commands that merge: average, plan, merge."""
+"""The commands that merge: average, plan, merge. They import what they work with as they run."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streammerge import api
 from streammerge.cli import options as o
-from streammerge.cli import show
 from streammerge.cli.endings import errors_for_people
 from streammerge.cli.groups import Average, Machine, Plan, Print, Run, Tensors, takes
 from streammerge.cli.progress import ProgressBar
 from streammerge.cli.startup import load_torch_beside
-from streammerge.forecast import forecast
-from streammerge.options import PlanOptions, RecipeOptions, TensorOptions
-from streammerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from streammerge.options import PlanOptions, RecipeOptions, TensorOptions
+    from streammerge.recipe import Recipe
 
 
 @takes(Average, Tensors, Plan, Machine, Run, Print)
@@ -44,10 +44,14 @@ def merge(
 ) -> None:
     """Merge checkpoints by any method, as a recipe says; mergekit's recipes run as they are."""
     with errors_for_people():
+        from streammerge import api
+
         _carry_out(lambda: api.read_recipe(recipe, _tensor_options(options)), output, options)
 
 
 def _average_recipe(models: list[str], options: dict[str, Any]) -> Recipe:
+    from streammerge import api
+
     given: RecipeOptions = {
         **_tensor_options(options),
         "weights": options["weight"],
@@ -69,8 +73,12 @@ def _tensor_options(options: dict[str, Any]) -> TensorOptions:
     }
 
 
-def _carry_out(read: Any, output: Any, options: dict[str, Any]) -> None:
+def _carry_out(read: Callable[[], Recipe], output: str, options: dict[str, Any]) -> None:
     """Plan a recipe and print the plan; unless it is a dry run, merge and print the result."""
+    from streammerge import api
+    from streammerge.cli import show
+    from streammerge.forecast import forecast
+
     json, verbose, dry_run = options["json"], options["verbose"], options["dry_run"]
     if not dry_run:
         load_torch_beside()

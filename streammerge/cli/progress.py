@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from tqdm import tqdm
-
 from streammerge.tensors import format_size
 
 
@@ -19,6 +17,8 @@ class ProgressBar:
     """
 
     def __init__(self, total: int, enabled: bool, stage: str = "merging") -> None:
+        from tqdm import tqdm  # not for help
+
         self._bar = tqdm(
             total=total,
             unit="B",

@@ -1,20 +1,17 @@
-"""What a person sees: plans, results, checkpoints and errors as text, or as JSON for programs."""
+"""What a person sees of plans and results, and the same as JSON for programs."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from streammerge.api import Prepared
-from streammerge.errors import StreammergeError, printable
+from streammerge.cli.console import grid, open_console, print_json
+from streammerge.errors import printable
 from streammerge.forecast import Forecast
 from streammerge.outputs import Pushed
 from streammerge.report import Result
@@ -22,26 +19,6 @@ from streammerge.tensors import TensorInfo, format_size
 from streammerge.wording import methods_in_words, part_in_words, step_in_words
 
 _FEW = 6
-
-
-def open_console(to_stderr: bool = False) -> Console:
-    """Return where text goes."""
-    # A pipe gets lines as long as they are: a path must survive grep.
-    console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 200
-    return console
-
-
-def grid(*columns: str) -> Table:
-    """Return an empty table; a column that begins with ">" is for numbers."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(
-            column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
-        )
-    return table
 
 
 def plan(prepared: Prepared, facts: Forecast, verbose: bool, to_stderr: bool = False) -> None:
@@ -190,22 +167,3 @@ def pushed_as_json(done: Pushed) -> None:
 def result_as_json(done: Result) -> None:
     """Print what was written as one JSON object."""
     print_json({**asdict(done), "out": str(done.out)})
-
-
-def error(problem: StreammergeError) -> None:
-    """Print what is wrong, and what to do."""
-    console = open_console(to_stderr=True)
-    console.print(f"[bold red]error[/] {escape(problem.message)}")
-    for line in (problem.remedy, *getattr(problem, "__notes__", ())):
-        if line:
-            console.print(f"  {escape(line)}")
-
-
-def interrupted(state: str) -> None:
-    """Say how things stand."""
-    open_console(to_stderr=True).print(f"interrupted; {state}")
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))

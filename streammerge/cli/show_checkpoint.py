@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from streammerge.checkpoint import Checkpoint
-from streammerge.cli.show import grid, open_console, print_json
+from streammerge.cli.console import grid, open_console, print_json
 from streammerge.errors import printable
 from streammerge.tensors import format_size
 

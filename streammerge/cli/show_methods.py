@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from streammerge.cli.show import grid, open_console, print_json
+from streammerge.cli.console import grid, open_console, print_json
 from streammerge.methods import METHODS, Method
 from streammerge.methods.parameters import Parameter
 

@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from rich.markup import escape
 
-from streammerge.cli.show import open_console, print_json
+from streammerge.cli.console import open_console, print_json
 from streammerge.errors import printable
 from streammerge.tensors import format_size
-from streammerge.verify import Verification
+from streammerge.verifying import Verification
 
 
 def verification(done: Verification) -> None:

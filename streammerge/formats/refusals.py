@@ -88,8 +88,8 @@ def refuse_other_weights(label: str, files: Iterable[str]) -> None:
     if any(name.startswith("adapter_") for name in names):
         raise UnsupportedError(
             f"{label} is a PEFT adapter, not a model",
-            "Averaging the two factors of adapters apart is wrong. Apply each adapter to its base "
-            "model (`model.merge_and_unload()`), save, and merge the results.",
+            "Averaging the two factors of adapters apart is wrong. Name it with the model that it "
+            "was trained on, as `base+adapter`: it is applied while that is read.",
         )
     for name in names:
         if name.endswith(".gguf"):

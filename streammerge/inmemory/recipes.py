@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from streammerge.errors import RecipeError
-from streammerge.planning import find_method
+from streammerge.extensions import find_method
 from streammerge.recipe import ModelEntry, Recipe
 from streammerge.recipe.recipe import OutDtype
 

@@ -2,10 +2,8 @@
 
 A method sees tensors only: no files, no names, no devices. It is an ordinary function:
 
-    @merge_method("task_arithmetic", paper="2212.04089")
-    def task_arithmetic(
-        tensors: Sequence[Tensor], base: Tensor, *, weight: Weight, scaling_factor: Lambda = 1.0
-    ) -> Tensor:
+    @merge_method("magmax", paper="2407.06322")
+    def magmax(tensors: Sequence[Tensor], base: Tensor, *, scaling_factor: Lambda = 1.0) -> Tensor:
 
 Its signature says all there is to know. Positional arguments are what it wants to see, by name:
 
@@ -16,6 +14,9 @@ Its signature says all there is to know. Positional arguments are what it wants 
     place      where in the tensor the block lies, and a source of random numbers (`place.py`)
 
 Keyword-only arguments are parameters of the recipe (`parameters.py`). It returns the merged block.
+A weighted sum asks for `out`, `workspace` and `wide` too: it gets the stretches of the inputs
+themselves, which it must not write to, and puts the result, correctly rounded, where it belongs
+(`averaging.weighted_sum`).
 No module here imports torch when it is loaded: plans are made, and methods listed, without it.
 """
 

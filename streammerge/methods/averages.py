@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 @merge_method(
     "average",
-    aliases=("linear", "weighted_average", "simple_average", "model_soup"),
+    aliases=(
+        "linear",
+        "weighted_average",
+        "simple_average",
+        "model_soup",
+        "linear/weighted_average",
+        "linear/weighted_average_for_llama",
+        "linear/simple_average_for_causallm",
+        "linear/simple_average_for_llama",
+        "linear/linear_interpolation",
+    ),
     drops_zero=True,
     check=lambda parameters: exact_weights(parameters["weight"], parameters["normalize"]),
     paper="2203.05482",

@@ -73,7 +73,7 @@ def weighted_sum(
     tensors: Sequence[Tensor],
     out: Tensor,
     workspace: Workspace,
-    weights: tuple[float, ...],
+    weights: tuple[float | Fraction, ...],
     normalize: bool,
     wide: bool,
 ) -> None:
@@ -99,7 +99,7 @@ class _Terms:
 
 @functools.lru_cache(maxsize=4096)
 def _exact_terms(
-    weights: tuple[float, ...],
+    weights: tuple[float | Fraction, ...],
     normalize: bool,
     dtypes: tuple[torch.dtype, ...],
     out: torch.dtype,

@@ -77,9 +77,9 @@ def _whole(weight: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def elected_sign(deltas: Sequence[Tensor], election: Election = "total") -> Tensor:
-    """Return the sign that is elected for each element, 1 or −1."""
+    """Return half the sign that is elected for each element, ½ or −½: one operation less."""
     votes = deltas if election == "total" else [delta.sign() for delta in deltas]
-    return _sum(votes).ge_(0).mul_(2).sub_(1)
+    return _sum(votes).ge_(0).sub_(0.5)
 
 
 def add_agreeing(
@@ -97,15 +97,18 @@ def add_agreeing(
         sign: see `elected_sign`.
         base, weight, normalize, scaling_factor: as for `add_sum`.
     """
+    import torch
+
     for delta in deltas:
         delta.mul_(sign).clamp_min_(0)
     total = _sum(deltas)
     if normalize:
         total /= _agreeing_weight(deltas, weight)
-    total.mul_(sign)
     if scaling_factor != 1:
         total.mul_(scaling_factor)
-    return total.add_(base)
+    # The product is exact, so that it does not matter whether a device fuses it with the addition.
+    torch.addcmul(base, total, sign, value=4, out=total)
+    return total
 
 
 def scale(

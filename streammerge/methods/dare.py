@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from streammerge.methods import merge_method
 from streammerge.methods.combining import Election, add_elected, add_sum, task_vectors
 from streammerge.methods.measuring import Sums
 from streammerge.methods.parameters import Density, Lambda, Weight
 from streammerge.methods.place import Place
-from streammerge.methods.sparsifying import norm_factors, norm_sums
+from streammerge.methods.sparsifying import RescaleBy, needs_norms, norm_factors, norm_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-RescaleBy = Literal["density", "l1"]
-
-
-def _needs_norms(parameters: Mapping[str, Any]) -> bool:
-    by_norm = parameters["rescale"] and parameters["rescale_by"] == "l1"
-    return by_norm and any(0 < keep < 1 for keep in parameters["density"])
 
 
 def _norms(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> Sums:
@@ -44,10 +37,10 @@ def _factors(measured: Sums | None, density: Sequence[float], rescale: bool) -> 
 
 @merge_method(
     "dare_linear",
-    aliases=("dare", "dare/task_arithmetic"),
+    aliases=("dare", "dare/task_arithmetic", "dare/simple_average"),
     measure=_norms,
     passes=1,
-    measure_if=_needs_norms,
+    measure_if=needs_norms,
     paper="2311.03099",
 )
 def dare_linear(
@@ -92,10 +85,9 @@ def dare_linear(
 
 @merge_method(
     "dare_ties",
-    aliases=("dare/ties_merging",),
     measure=_norms,
     passes=1,
-    measure_if=_needs_norms,
+    measure_if=needs_norms,
     paper="2311.03099",
 )
 def dare_ties(

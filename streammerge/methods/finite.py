@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-INFINITY_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
-"""The bits of infinity, for the dtypes that `largest_bits` takes."""
-NO_SIGN = 0x7FFF
+_BITS = {
+    torch.float16: (torch.int16, "uint16", 0x7C00),
+    torch.bfloat16: (torch.int16, "uint16", 0x7F80),
+    torch.float32: (torch.int32, "uint32", 0x7F80_0000),
+    torch.float64: (torch.int64, "uint64", 0x7FF0_0000_0000_0000),
+}
+"""Of each dtype the integers of its size, with and without a sign, and the bits of infinity."""
 
 
 def largest_bits(tensor: Tensor) -> int:
-    """Return the bits, without the sign, of the largest magnitude in a block of a 16-bit dtype.
+    """Return the bits, without the sign, of the largest magnitude in a block; 0 for none.
 
     They grow with the magnitude; those of Inf and NaN are the largest. On a CPU two maxima tell,
     since the positive numbers are the largest of signed integers, the negative ones of unsigned
     (12 µs for 64 Ki elements in the cache; `torch.isfinite` takes 400).
     """
-    bits = tensor.view(torch.int16)
+    signed, unsigned, _ = _BITS[tensor.dtype]
+    bits, no_sign = tensor.view(signed), torch.iinfo(signed).max
     if tensor.numel() == 0:
         return 0
     if tensor.device.type != "cpu":
-        return int((bits & NO_SIGN).amax())
+        return int((bits & no_sign).amax())
     array = bits.numpy()
-    return max(int(array.max()), int(array.view("uint16").max()) & NO_SIGN)
+    return max(int(array.max()), int(array.view(unsigned).max()) & no_sign)
+
+
+def are_finite(largest: int, dtype: torch.dtype) -> bool:
+    """Whether a block is without NaN and Inf, given its `largest_bits`."""
+    return largest < _BITS[dtype][2]
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a block has neither NaN nor Inf; may say no where only the sum overflows."""
-    limit = INFINITY_BITS.get(tensor.dtype)
-    if limit is None:
-        return math.isfinite(tensor.sum().item())
-    return largest_bits(tensor) < limit
+    """Whether a block has neither NaN nor Inf."""
+    return are_finite(largest_bits(tensor), tensor.dtype)
 
 
 def count_nonfinite(tensor: Tensor) -> int:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from streammerge.methods.place import Place
 
-CHUNK = 64 * 1024
-"""Elements of a chunk; of whole rows, where a method works on rows, as many as fit."""
+CHUNK = 256 * 1024
+"""Elements of a chunk, at most; fewer where there are many models (`chunks.chunk_length`)."""
 
 
 class Measurement(Protocol):

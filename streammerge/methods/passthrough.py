@@ -11,16 +11,30 @@ from streammerge.methods.parameters import PerModel
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from streammerge.methods.workspace import Workspace
+
 Scale = Annotated[Sequence[float | None], PerModel(None)]
 
 
 @merge_method("passthrough", models=(1, 1))
-def passthrough(tensors: Sequence[Tensor], *, scale: Scale) -> Tensor:
-    """Passthrough: the tensors of one model, multiplied by `scale`.
+def passthrough(
+    tensors: Sequence[Tensor],
+    out: Tensor,
+    workspace: Workspace,
+    wide: bool,
+    *,
+    scale: Scale,
+) -> None:
+    """Passthrough: the tensors of one model, multiplied by `scale`, correctly rounded.
 
     Args:
-        tensors: a block of the one model.
+        tensors: a flat stretch of the one model; never written to.
+        out: where the result goes.
+        workspace: where temporaries come from.
+        wide: multiply in fp64 even where fp32 would do.
         scale: a factor; none leaves the tensor as it is.
     """
-    (tensor,) = tensors
-    return tensor if scale[0] is None else tensor.mul_(scale[0])
+    from streammerge.methods.averaging import weighted_sum
+
+    factor = 1.0 if scale[0] is None else scale[0]
+    weighted_sum(tensors, out, workspace, (factor,), False, wide)

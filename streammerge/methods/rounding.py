@@ -16,15 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streammerge.methods.finite import NO_SIGN
 from streammerge.methods.workspace import Workspace
 
-_MANTISSA = {torch.bfloat16: 7, torch.float16: 10}  # bits that are stored
+MANTISSA = {torch.bfloat16: 7, torch.float16: 10}
+"""Bits of a 16-bit dtype that are stored."""
+NO_SIGN = 0x7FFF
 _FP32_MANTISSA = 23
 _MANY = 1024  # so many suspects are worth a closer look
-_LEFT = {torch.bfloat16: 11, torch.float16: 8}
-"""Errors of 16 · 2⁻²⁴ of the largest input are within half a unit of the last place of a result
-that is at most so many binary orders smaller."""
 _FP16_SMALLEST_NORMAL = 0x38800000  # 2⁻¹⁴ as the bits of an fp32
 
 
@@ -35,7 +33,7 @@ def exponent_room(dtype: torch.dtype, weights: Sequence[float]) -> int:
     partial sum is below Σ|wᵢ| times the largest; 24 bits hold the whole range between them.
     """
     span = int(sum(abs(weight) for weight in weights))
-    return _FP32_MANTISSA - _MANTISSA[dtype] - (span - 1).bit_length()
+    return _FP32_MANTISSA - MANTISSA[dtype] - (span - 1).bit_length()
 
 
 def inexact_sums(
@@ -56,29 +54,30 @@ def inexact_sums(
     xp: Any = np if on_cpu else torch  # on a CPU numpy's integers are nearly twice as fast
     # In the memory of the sum, which is done with and still in the cache.
     scratch = workspace.buffer("sum", torch.float32, numel).view(torch.int16)
-    smallest, magnitude = (_array(part, on_cpu) for part in (scratch[:numel], scratch[numel:]))
-    xp.bitwise_and(_array(tensors[0].view(torch.int16), on_cpu), NO_SIGN, out=smallest)
+    smallest, magnitude = (as_array(part, on_cpu) for part in (scratch[:numel], scratch[numel:]))
+    xp.bitwise_and(as_array(tensors[0].view(torch.int16), on_cpu), NO_SIGN, out=smallest)
     largest = int(smallest.max())
     for tensor in tensors[1:]:
-        xp.bitwise_and(_array(tensor.view(torch.int16), on_cpu), NO_SIGN, out=magnitude)
+        xp.bitwise_and(as_array(tensor.view(torch.int16), on_cpu), NO_SIGN, out=magnitude)
         largest = max(largest, int(magnitude.max()))
         xp.minimum(smallest, magnitude, out=smallest)
-    room = exponent_room(tensors[0].dtype, weights) << _MANTISSA[tensors[0].dtype]
+    room = exponent_room(tensors[0].dtype, weights) << MANTISSA[tensors[0].dtype]
     if int(smallest.min()) >= largest - room:
         return torch.empty(0, dtype=torch.int64, device=tensors[0].device)
     suspect = workspace.buffer("suspect", torch.bool, numel)
-    xp.less(smallest, largest - room, out=_array(suspect, on_cpu))
-    found = _indices(suspect)
+    xp.less(smallest, largest - room, out=as_array(suspect, on_cpu))
+    found = indices(suspect)
     if found.numel() > _MANY:
         found = found[_far_apart([tensor[found] for tensor in tensors], room)]
     return found
 
 
-def _array(tensor: Tensor, on_cpu: bool) -> Any:
+def as_array(tensor: Tensor, on_cpu: bool) -> Any:
+    """Return the memory as numpy's on a CPU, whose functions of integers are much faster."""
     return tensor.numpy() if on_cpu else tensor
 
 
-def _indices(mask: Tensor) -> Tensor:
+def indices(mask: Tensor) -> Tensor:
     """Return where a mask is set; on a CPU numpy's search is 8 times as fast as torch's."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
@@ -103,40 +102,6 @@ def mean_of_few(
     return torch.from_numpy(_to_odd(total / divisor)).to(dtype)
 
 
-def cancelled(
-    result: Tensor, inputs: Sequence[Tensor], largest: int, workspace: Workspace
-) -> Tensor:
-    """Return the indices of results that are small beside their inputs.
-
-    Sums in fp32 are off by some 2⁻²⁴ of their largest term. That is nothing to a 16-bit result,
-    unless the terms cancel and little is left of them, as in about 1 element in 10³ of unrelated
-    models. Those are so few that computing them again in fp64 costs hardly anything.
-
-    Args:
-        result: of a stretch, rounded.
-        inputs: the stretch in the models and the base model, of the same 16-bit dtype and flat.
-        largest: `largest_bits` of all inputs.
-        workspace: where temporaries come from.
-    """
-    numel, on_cpu = result.numel(), result.device.type == "cpu"
-    xp: Any = np if on_cpu else torch
-    room = _LEFT[result.dtype] << _MANTISSA[result.dtype]
-    magnitude = _array(workspace.buffer("magnitude", torch.int16, numel), on_cpu)
-    xp.bitwise_and(_array(result.view(torch.int16), on_cpu), NO_SIGN, out=magnitude)
-    suspect = workspace.buffer("suspect", torch.bool, numel)
-    # Few are that small beside the largest input of all; only those need a closer look.
-    xp.less(magnitude, largest - room, out=_array(suspect, on_cpu))
-    found = _indices(suspect)
-    if not found.numel():
-        return found
-    few = _array(found, on_cpu)
-    limit = magnitude[few] + room
-    beyond = xp.zeros_like(limit, dtype=xp.bool)
-    for tensor in inputs:
-        beyond |= (_array(tensor.view(torch.int16), on_cpu)[few] & NO_SIGN) > limit
-    return found[torch.as_tensor(beyond)]
-
-
 def round_once(values: Tensor, out: Tensor, workspace: Workspace) -> None:
     """Round fp64 values to `out` by one rounding to nearest, ties to even.
 
@@ -144,7 +109,7 @@ def round_once(values: Tensor, out: Tensor, workspace: Workspace) -> None:
     it is moved to its odd neighbour, from which the second rounding goes the right way (Boldo and
     Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
     """
-    if out.dtype not in _MANTISSA:
+    if out.dtype not in MANTISSA:
         out.copy_(values)
         return
     single = workspace.buffer("single", torch.float32, values.numel()).copy_(values)
@@ -157,13 +122,13 @@ def round_once(values: Tensor, out: Tensor, workspace: Workspace) -> None:
 
 def _possible_ties(single: Tensor, dtype: torch.dtype, workspace: Workspace) -> Tensor | None:
     bits = single.view(torch.int32)
-    dropped = _FP32_MANTISSA - _MANTISSA[dtype]
+    dropped = _FP32_MANTISSA - MANTISSA[dtype]
     low = workspace.buffer("low bits", torch.int32, single.numel())
     torch.bitwise_and(bits, (1 << dropped) - 1, out=low)
     ties = torch.eq(low, 1 << (dropped - 1), out=workspace.buffer("ties", torch.bool, low.numel()))
     if dtype is torch.float16:  # its subnormal numbers drop more bits
         ties |= torch.bitwise_and(bits, 0x7FFFFFFF, out=low) < _FP16_SMALLEST_NORMAL
-    found = _indices(ties)
+    found = indices(ties)
     return found if found.numel() else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,12 @@ from torch import Tensor
 
 from streammerge.errors import MergeError, printable
 from streammerge.methods import Method
-from streammerge.methods.finite import INFINITY_BITS, all_finite, largest_bits
+from streammerge.methods.cancelling import SmallResults
+from streammerge.methods.finite import all_finite, are_finite, largest_bits
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.place import Place
-from streammerge.methods.rounding import cancelled, round_once
+from streammerge.methods.rounding import round_once
 from streammerge.methods.workspace import Workspace
-
-_LOOKED_OVER = 4
-"""Blocks merged before they are looked over: few calls, and they are still in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,55 +69,40 @@ class Task:
         """
         if self.method.kernel:
             wide = self.compute is torch.float64
-            self.method.function(inputs, out, workspace, wide, **self.parameters)
+            where = {"out": out, "workspace": workspace, "wide": wide}
+            arguments = self.method.arguments({**self._seen(inputs), **where})
+            self.method.function(**arguments, **self.parameters)
             return all_finite(out)
-        numel, finite = inputs[0].numel(), True
-        repeats = self._can_repeat(inputs, out)
-        again: list[Tensor] = []
-        # What was just merged is still in the cache when it is looked over.
-        size = self.chunk * _LOOKED_OVER if out.device.type == "cpu" else numel
-        for begin in range(0, numel, size):
-            part = [tensor[begin : begin + size] for tensor in inputs]
-            merged = self._merge_blocks(part, out, workspace, start + begin, first)
-            if repeats:
-                largest = max(map(largest_bits, part))
-                finite = finite and largest < INFINITY_BITS[out.dtype]
-                found = cancelled(merged, part, largest, workspace)
-                if found.numel():
-                    again.append(found + begin)
-            else:
-                finite = finite and all(map(all_finite, part))
-            finite = finite and all_finite(merged)
-            # Few elements cost as much as many, so they are gathered.
-            if sum(found.numel() for found in again) > self.chunk:
-                self._repeat(torch.cat(again), inputs, out, workspace)
-                again = []
-        if again:
-            self._repeat(torch.cat(again), inputs, out, workspace)
-        return finite
-
-    def _merge_blocks(
-        self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
-    ) -> Tensor:
-        """Merge a stretch, or what of it is wanted; return that part of `out`."""
-        for block, arguments in self._blocks(inputs, workspace, start, self.compute):
-            result = self._merged(arguments)
+        again = partial(self._repeat, inputs, out, workspace)
+        small = SmallResults(inputs, out, workspace, again) if self._repeats(inputs, out) else None
+        finite = True
+        for block in self._cut(inputs[0].numel()):
+            parts = [tensor[block] for tensor in inputs]
+            # Fetches them into the cache.
+            largest = [largest_bits(part) for part in parts]
+            finite = finite and all(map(are_finite, largest, (part.dtype for part in parts)))
+            available = self._available(parts, workspace, start, block, self.compute)
+            result = self._merged(available).view(-1)
             begin, end = start + block.start, start + block.stop
             low, high = max(begin, first), min(end, first + out.numel())
             if low < high:
-                flat = result.view(-1)
-                wanted = flat if (low, high) == (begin, end) else flat[low - begin : high - begin]
-                _round(wanted, out[low - first : high - first], workspace)
-        return out[max(start - first, 0) : max(start + inputs[0].numel() - first, 0)]
+                wanted = result[low - begin : high - begin]
+                merged = out[low - first : high - first]
+                _round(wanted, merged, workspace)
+                as_finite = small.look(block, max(largest)) if small else all_finite(merged)
+                finite = finite and as_finite
+        if small:
+            small.settle()
+        return finite
 
-    def _can_repeat(self, inputs: Sequence[Tensor], out: Tensor) -> bool:
+    def _repeats(self, inputs: Sequence[Tensor], out: Tensor) -> bool:
         """Whether elements are computed in fp32, and can be again without the others."""
         alone = not self.rows and "place" not in self.method.sees
         halves = out.dtype.itemsize == 2 and all(t.dtype is out.dtype for t in inputs)
         return alone and halves and self.compute is torch.float32
 
     def _repeat(
-        self, indices: Tensor, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace
+        self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, indices: Tensor
     ) -> None:
         """Compute some elements again in fp64."""
         few = self._seen([tensor[indices].double() for tensor in inputs])
@@ -132,31 +116,35 @@ class Task:
         assert self.measured is not None
         every = 1 if self.rows else self.measured.every
         dtype = torch.float64 if self.measured.wide else self.compute
-        for _, arguments in self._blocks(inputs, workspace, start, dtype, every):
-            tensors, base, place = (arguments[key] for key in ("tensors", "base", "place"))
+        for block in self._cut(inputs[0].numel(), every):
+            parts = [tensor[block][::every] for tensor in inputs]
+            available = self._available(parts, workspace, start, block, dtype)
+            tensors, base, place = (available[key] for key in ("tensors", "base", "place"))
             yield self.measured.observe(tensors, base, place)
 
-    def _blocks(
+    def _cut(self, numel: int, every: int = 1) -> Iterator[slice]:
+        """Yield the blocks of a stretch, of which every so-many-th element is looked at."""
+        step = self.chunk * every
+        for begin in range(0, numel, step):
+            yield slice(begin, min(begin + step, numel))
+
+    def _available(
         self,
-        inputs: Sequence[Tensor],
+        parts: Sequence[Tensor],
         workspace: Workspace,
         start: int,
+        block: slice,
         dtype: torch.dtype,
-        every: int = 1,
-    ) -> Iterator[tuple[slice, dict[str, Any]]]:
-        """Yield each block's place in the stretch, and what there is for a method to see of it."""
-        numel, chunk = inputs[0].numel(), self.chunk * every
-        for begin in range(0, numel, chunk):
-            block = slice(begin, min(begin + chunk, numel))
-            parts = [tensor[begin : block.stop : every] for tensor in inputs]
-            copies = [
-                workspace.buffer(f"input {i}", dtype, part.numel()).copy_(part)
-                for i, part in enumerate(parts)
-            ]
-            if self.rows:
-                copies = [copy.view(-1, self.unit) for copy in copies]
-            place = Place(self.name, self.shape, start + begin, block.stop - begin)
-            yield block, {**self._seen(copies), "measured": self.measured, "place": place}
+    ) -> dict[str, Any]:
+        """Return what there is for a method to see of the parts of a block."""
+        copies = [
+            workspace.buffer(f"input {i}", dtype, part.numel()).copy_(part)
+            for i, part in enumerate(parts)
+        ]
+        if self.rows:
+            copies = [copy.view(-1, self.unit) for copy in copies]
+        place = Place(self.name, self.shape, start + block.start, block.stop - block.start)
+        return {**self._seen(copies), "measured": self.measured, "place": place}
 
     def _seen(self, copies: Sequence[Tensor]) -> dict[str, Any]:
         """Return the models' and the base model's part of the inputs."""

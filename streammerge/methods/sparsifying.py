@@ -1,9 +1,9 @@
-"""Task vectors made sparse by magnitude, and what they are rescaled by afterwards."""
+"""Task vectors made sparse, and what they are rescaled by afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from streammerge.methods.place import Place
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+RescaleBy = Literal["density", "l1"]
+"""What makes up for dropped elements: their probability to stay, or the Σ|δ| that is lost."""
 
 
 def trim(delta: Tensor, limit: float) -> None:
@@ -33,6 +36,12 @@ def drop_outliers(delta: Tensor, limit: float) -> None:
 
     if not np.isnan(limit):
         delta.sub_(torch.hardshrink(delta, limit))
+
+
+def needs_norms(parameters: Mapping[str, Any]) -> bool:
+    """Whether random dropping is made up for by Σ|δ|, which has to be measured."""
+    by_norm = parameters["rescale"] and parameters["rescale_by"] == "l1"
+    return by_norm and any(0 < keep < 1 for keep in parameters["density"])
 
 
 def norm_sums(sparsify: Callable[[list[Tensor], Place], None]) -> Sums:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated
 
 from streammerge.methods import merge_method
-from streammerge.methods.combining import add_sum, task_vectors
+from streammerge.methods.combining import task_vectors
 from streammerge.methods.parameters import Alias, Density, Lambda, Weight
+from streammerge.methods.weights import as_written
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from streammerge.methods.workspace import Workspace
 
-@merge_method("task_arithmetic", drops_zero=True, paper="2212.04089")
+
+@merge_method(
+    "task_arithmetic",
+    aliases=("linear/task_arithmetic_for_causallm", "linear/task_arithmetic_for_llama"),
+    drops_zero=True,
+    paper="2212.04089",
+)
 def task_arithmetic(
     tensors: Sequence[Tensor],
     base: Tensor,
+    out: Tensor,
+    workspace: Workspace,
+    wide: bool,
     *,
     weight: Weight,
     normalize: bool = False,
@@ -24,34 +37,61 @@ def task_arithmetic(
     density: Density,
     rescale: bool = False,
     int8_mask: bool = False,
-) -> Tensor:
-    """Task arithmetic: θ₀ + λ Σ wᵢ(θᵢ − θ₀).
+) -> None:
+    """Task arithmetic: θ₀ + λ Σ wᵢ(θᵢ − θ₀), correctly rounded.
+
+    That is a weighted sum, with the weight 1 − λ Σ wᵢ for θ₀, and computed like an average; decimal
+    weights count as written.
 
     Args:
-        tensors, base: blocks of the models and of the base model, of one shape.
+        tensors, base: flat stretches of the models and of the base model; never written to.
+        out: where the result goes.
+        workspace: where temporaries come from.
+        wide: sum in fp64 even where fp32 would do.
         weight: wᵢ, of each model.
         normalize: divide by Σ wᵢ, unless that is zero.
         scaling_factor: λ.
         density, rescale, int8_mask: without effect, here as in mergekit: nothing is made sparse.
     """
-    return add_sum(task_vectors(tensors, base), base, weight, normalize, scaling_factor)
+    from streammerge.methods.averaging import weighted_sum
+
+    shares = _shares(tuple(weight), normalize, scaling_factor)
+    weighted_sum((*tensors, base), out, workspace, shares, False, wide)
+
+
+@functools.lru_cache(maxsize=4096)
+def _shares(
+    weight: tuple[float, ...], normalize: bool, scaling_factor: float
+) -> tuple[Fraction, ...]:
+    """Return the weight of each model, and that of the base model."""
+    weights = [as_written(share) for share in weight]
+    divisor = sum(weights) if normalize else 1
+    scale = as_written(scaling_factor) / (divisor or 1)
+    shares = [scale * share for share in weights]
+    return (*shares, 1 - sum(shares, Fraction(0)))
 
 
 @merge_method("expo", aliases=("linear/expo",), models=(1, 1), paper="2404.16792")
 def expo(
     tensors: Sequence[Tensor],
     base: Tensor,
+    out: Tensor,
+    workspace: Workspace,
+    wide: bool,
     *,
     alpha: Annotated[float, Alias(("extrapolation_factor",))],
-) -> Tensor:
-    """ExPO: extrapolation beyond a fine-tuned model, θ + α(θ − θ₀).
+) -> None:
+    """ExPO: extrapolation beyond a fine-tuned model, θ + α(θ − θ₀), correctly rounded.
 
     Args:
-        tensors, base: blocks of the one model and of the model that it was tuned from.
+        tensors, base: flat stretches of the one model and of the model that it was tuned from.
+        out, workspace, wide: as for `task_arithmetic`.
         alpha: how far beyond; 0 gives the model, −1 the base model.
     """
-    (tuned,) = tensors
-    return (tuned - base).mul_(alpha).add_(tuned)
+    from streammerge.methods.averaging import weighted_sum
+
+    beyond = as_written(alpha)
+    weighted_sum((*tensors, base), out, workspace, (1 + beyond, -beyond), False, wide)
 
 
 @merge_method("magmax", aliases=("magmax/magmax",), paper="2407.06322")

@@ -45,7 +45,7 @@ def _trim(deltas: list[Tensor], density: Sequence[float], limits: Sequence[float
 
 @merge_method(
     "ties",
-    aliases=("ties_merging",),
+    aliases=("ties_merging", "linear/ties_merging_for_causallm"),
     measure=_measure,
     passes=2,
     measure_if=_trims,

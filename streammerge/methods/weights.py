@@ -36,6 +36,15 @@ class Weights:
         return tuple(float(Fraction(weight, self.total)) for weight in self.integers)
 
 
+def as_written(number: float | int | str | Fraction) -> Fraction:
+    """Return a number exactly; a float as the shortest decimal that stands for it.
+
+    Raises:
+        ValueError, OverflowError, ZeroDivisionError, TypeError: it is not a finite number.
+    """
+    return Fraction(repr(number) if isinstance(number, float) else number)
+
+
 def exact_weights(
     weights: Sequence[float | int | str | Fraction], normalize: bool = True
 ) -> Weights:
@@ -51,8 +60,8 @@ def exact_weights(
     """
     fractions = []
     for weight in weights:
-        try:  # repr of a float is the shortest decimal that stands for it: what the user wrote
-            fractions.append(Fraction(repr(weight) if isinstance(weight, float) else weight))
+        try:
+            fractions.append(as_written(weight))
         except (ValueError, OverflowError, ZeroDivisionError, TypeError):
             raise RecipeError(
                 f"the weight {weight!r} is not a finite number", "Write weights such as 0.7 or 5."

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 512 * 1024
-"""Bytes of the running sum of a block on a CPU: it stays in the cache with what is added to it."""
+BLOCK_BYTES = 1024**2
+"""Bytes of the running sum of a block on a CPU: it stays in the cache with what is added to it, and
+a call on it takes long enough for other threads to be woken (`chunks.chunk_length`)."""
 
 
 class Workspace:

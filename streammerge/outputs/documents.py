@@ -11,11 +11,12 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from streammerge.checkpoint import Checkpoint
 from streammerge.configs import config_with_dtype
+from streammerge.errors import CheckpointError
 from streammerge.formats.folder import INDEX_FILE, SINGLE_FILE
 from streammerge.outputs import CARD, WrittenShard
 from streammerge.outputs.manifest import MANIFEST, encode_json, encode_manifest
 from streammerge.plan import Plan, PlanInput
-from streammerge.references import HUB_SCHEME, parse_reference
+from streammerge.references import HUB_SCHEME, Reference, parse_reference
 from streammerge.tensors import format_size
 from streammerge.wording import methods_in_words, part_in_words
 
@@ -63,22 +64,23 @@ def shard_index(plan: Plan) -> dict[str, Any]:
 
 def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[str]) -> str:
     """Return the README.md of the output, with the metadata that the Hub shows for a merge."""
-    names = [_model_name(model) for model in plan.inputs]
+    models = [_parts(model) for model in plan.inputs]
+    names = [name for parts in models for name, _ in parts]
     data = ModelCardData(
-        base_model=names,
+        base_model=list(dict.fromkeys(names)),
         base_model_relation="merge",
         license=_common_license(checkpoints),
         tags=["merge", "streammerge"],
         library_name="transformers" if checkpoints[plan.side_files_from].config else None,
     )
     rows = "\n".join(
-        f"| {name}{_commit(model)} | {part_in_words(plan, index)} |"
-        for index, (name, model) in enumerate(zip(names, plan.inputs, strict=True))
+        f"| {' + '.join(name + where for name, where in parts)} | {part_in_words(plan, index)} |"
+        for index, parts in enumerate(models)
     )
     return str(
         ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
-            f"# Merge of {len(names)} models\n\n"
+            f"# Merge of {len(models)} models\n\n"
             f"{_kind(plan)}, made with streammerge {plan.streammerge}: "
             f"{plan.parameters:,} parameters, {format_size(plan.nbytes)}.\n\n"
             f"| model | part |\n| --- | --- |\n{rows}\n\n"
@@ -120,21 +122,28 @@ def _license(card: str) -> str | None:
     return line[1] if line else None
 
 
-def _model_name(model: PlanInput) -> str:
-    """Return a name that the Hub takes for a model: org/name as it is, a path by its last part."""
-    if model.pinned:
-        return parse_reference(HUB_SCHEME + model.pinned).repo_id
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model.label):
-        return model.label
-    parts = [part for part in re.split(r"[/\\]", model.label) if part.strip(".")]
+def _parts(model: PlanInput) -> list[tuple[str, str]]:
+    """Return name and place of a model, and of the adapter on it where there is one.
+
+    What lies on the Hub has its name there, and the commit as its place. A path means nothing to
+    others, and `a/model` would pass for a repository: its last part is a name that the Hub takes.
+    """
+    try:
+        found = parse_reference(HUB_SCHEME + model.pinned if model.pinned else model.label)
+    except CheckpointError:  # a recipe, or a path that is there no more
+        return [(_last_part(model.label), "")]
+    return [_part(each) for each in (found, found.adapter) if each is not None]
+
+
+def _part(found: Reference) -> tuple[str, str]:
+    if found.is_local:
+        return _last_part(found.path), ""
+    where = f" at `{found.revision}`" if found.revision else ""
+    return found.repo_id, where + (f", `{found.subfolder}`" if found.subfolder else "")
+
+
+def _last_part(path: str) -> str:
+    parts = [part for part in re.split(r"[/\\]", path) if part.strip(".")]
     if len(parts) > 1 and parts[-1].endswith((".safetensors", ".json")):
         parts.pop()
     return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "local"
-
-
-def _commit(model: PlanInput) -> str:
-    """Return where in the repository the model was taken from, for the card."""
-    if not model.pinned:
-        return ""
-    pinned = parse_reference(HUB_SCHEME + model.pinned)
-    return f" at `{pinned.revision}`" + (f", `{pinned.subfolder}`" if pinned.subfolder else "")

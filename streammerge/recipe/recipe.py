@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from streammerge.errors import RecipeError
 from streammerge.methods import METHODS
+from streammerge.methods.fusionbench import NOTES
 from streammerge.methods.weights import exact_weights
 from streammerge.plugins import UnknownNameError
 from streammerge.recipe.entries import Action, ModelEntry, ModuleEntry, Rule, SliceEntry
@@ -145,6 +146,12 @@ class Recipe(Placed):
         return tuple(dict.fromkeys(r for name in self.opened for r in inner.get(name, (name,))))
 
     @property
+    def all_plugins(self) -> tuple[str, ...]:
+        """Every file to be run before the merge is planned, those of recipes inside included."""
+        inner = [file for recipe in self.recipes.values() for file in recipe.all_plugins]
+        return tuple(dict.fromkeys([*self.plugins, *inner]))
+
+    @property
     def base(self) -> int | None:
         """Index of the base model in `inputs`."""
         if self.sections:
@@ -166,7 +173,13 @@ class Recipe(Placed):
     def notes(self) -> list[str]:
         """What the user should know about the recipe itself."""
         idle = sorted(WITHOUT_EFFECT & self.parameters.keys())
-        return [f"{key} changes nothing here: masks are never stored" for key in idle]
+        near = [f"{name} {NOTES[name]}" for name in self.methods if name in NOTES]
+        return [f"{key} changes nothing here: masks are never stored" for key in idle] + near
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that are asked for, as they are written."""
+        return [self.method, *(rule.method for rule in self.rules if rule.method is not None)]
 
     def changed(self, **fields: Any) -> Recipe:
         """Return the recipe with other values in some fields.

@@ -78,7 +78,7 @@ class Treatments:
         self._recipe, self._sections = recipe, recipe.sections
         self._layers = Layers(names, recipe.layers)
         self._weights = recipe.schedule_weights()
-        written = list(_all_settings(recipe))
+        written = list(all_settings(recipe))
         self._filters = sorted({text for settings in written for text in filters_in(settings)})
         self._by_layer = any(has_gradient(settings) for settings in written)
         self._known: dict[tuple[object, ...], Treatment] = {}
@@ -171,7 +171,8 @@ def _at_source(
     return differing | _values([source.parameters], own, t)
 
 
-def _all_settings(recipe: Recipe) -> Iterator[Settings]:
+def all_settings(recipe: Recipe) -> Iterator[Settings]:
+    """Yield every mapping of settings that a recipe holds, as they are written."""
     yield recipe.parameters
     yield from (entry.parameters for entry in recipe.models)
     yield from (rule.parameters for rule in recipe.rules)

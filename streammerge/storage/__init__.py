@@ -111,6 +111,9 @@ class Download(Protocol):
             DiskSpaceError: the disk is full.
         """
 
+    def cut(self) -> None:
+        """Cut the connections of a `run` that was stopped, so that it need not wait for bytes."""
+
 
 class Storage(Protocol):
     """A folder of files, read-only."""

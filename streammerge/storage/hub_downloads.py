@@ -92,6 +92,15 @@ class HubDownload:
             "mirror, or another network.",
         )
 
+    def cut(self) -> None:
+        """Close the client's connections, all of them at once; it opens others when it needs to.
+
+        The client looks at `stop` after every 10 MiB only, which may take minutes.
+        """
+        from huggingface_hub import close_session
+
+        close_session()
+
     def _is_right(self, found: Path, stop: Event) -> bool:
         if found.stat().st_size != self.listed.size:
             return False

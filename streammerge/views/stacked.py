@@ -131,3 +131,7 @@ class _Download:
     def run(self, progress: Callable[[int], None], stop: Event) -> list[str]:
         """Fetch and check the file."""
         return self.inner.run(progress, stop)
+
+    def cut(self) -> None:
+        """Cut the connections of a `run` that was stopped."""
+        self.inner.cut()

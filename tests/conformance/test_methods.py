@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import streammerge.chunks
 import streammerge.methods.ranks
-import streammerge.windows
 from streammerge.methods import METHODS
 from tests.support.method_cases import MATRIX, SHAPES, Case, cases
 
@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 def small_chunks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Cut small tensors as large ones are cut, and let a sample be smaller than its tensor."""
     if "full_chunks" not in request.keywords:
-        monkeypatch.setattr(streammerge.windows, "CHUNK", 64)
+        monkeypatch.setattr(streammerge.chunks, "CHUNK", 64)
         monkeypatch.setattr(streammerge.methods.ranks, "SAMPLE", 16)
 
 

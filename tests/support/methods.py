@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streammerge.chunks import chunk_length, unit_length
 from streammerge.methods import METHODS, Granularity, Method
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.parameters import Value, resolve
 from streammerge.methods.running import Task
 from streammerge.methods.workspace import Workspace
 from streammerge.plan import Step
-from streammerge.windows import chunk_length, unit_length
 
 Settings = Mapping[str, Value]
 

@@ -1,0 +1,94 @@
+"""Results that are small beside their inputs: found block by block, and computed again in fp64.
+
+Sums in fp32 are off by some 2⁻²⁴ of their largest term. That is nothing to a 16-bit result, unless
+the terms cancel and little is left of them, as in about 1 element in 10³ of unrelated models. Those
+are so few that computing them again hardly costs anything; what must be cheap is to find them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streammerge.methods.finite import are_finite
+from streammerge.methods.rounding import MANTISSA, NO_SIGN, as_array, indices
+from streammerge.methods.workspace import Workspace
+
+_LEFT = {torch.bfloat16: 11, torch.float16: 8}
+"""Errors of 16 · 2⁻²⁴ of the largest input are within half a unit of the last place of a result
+that is at most so many binary orders smaller."""
+
+
+class SmallResults:
+    """Finds the results of a stretch that are small beside their inputs.
+
+    Args:
+        inputs: the stretch in the models and the base model, of one 16-bit dtype and flat.
+        out: its results, of that dtype, flat and as long.
+        workspace: where temporaries come from.
+        repeat: computes the results of these indices again.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Tensor],
+        out: Tensor,
+        workspace: Workspace,
+        repeat: Callable[[Tensor], None],
+    ) -> None:
+        self._on_cpu = out.device.type == "cpu"
+        self._xp: Any = np if self._on_cpu else torch
+        self._inputs = [self._bits(tensor) for tensor in inputs]
+        self._out, self._results = out, self._bits(out)
+        self._workspace, self._repeat = workspace, repeat
+        self._room = _LEFT[out.dtype] << MANTISSA[out.dtype]
+        self._suspects: list[Tensor] = []
+        self._waiting = 0
+
+    def _bits(self, tensor: Tensor) -> Any:
+        return as_array(tensor.view(torch.int16), self._on_cpu)
+
+    def look(self, block: slice, largest: int) -> bool:
+        """Look for small results in a block, and return whether all are finite.
+
+        Few are small beside the largest input of the whole block; only those need a closer look.
+
+        Args:
+            block: where it lies in the stretch.
+            largest: `largest_bits` of all inputs in it.
+        """
+        numel = block.stop - block.start
+        magnitude = self._buffer("magnitude", torch.int16, numel)
+        self._xp.bitwise_and(self._results[block], NO_SIGN, out=magnitude)
+        small = self._workspace.buffer("small", torch.bool, numel)
+        self._xp.less(magnitude, largest - self._room, out=as_array(small, self._on_cpu))
+        found = indices(small)
+        if found.numel():
+            self._suspects.append(found + block.start)
+            self._waiting += found.numel()
+            # Few elements cost as much as many, so they are gathered; but not too many.
+            if self._waiting > numel:
+                self.settle()
+        return are_finite(int(magnitude.max()), self._out.dtype)
+
+    def _buffer(self, name: str, dtype: torch.dtype, numel: int) -> Any:
+        return as_array(self._workspace.buffer(name, dtype, numel), self._on_cpu)
+
+    def settle(self) -> None:
+        """Have the results computed again that are small beside an input of their own."""
+        if not self._suspects:
+            return
+        found = torch.cat(self._suspects)
+        self._suspects, self._waiting = [], 0
+        few = as_array(found, self._on_cpu)
+        limit = (self._results[few] & NO_SIGN) + self._room
+        beyond = self._xp.zeros_like(limit, dtype=self._xp.bool)
+        for bits in self._inputs:
+            beyond |= (bits[few] & NO_SIGN) > limit
+        again = found[torch.as_tensor(beyond)]
+        if again.numel():
+            self._repeat(again)
