@@ -24,7 +24,7 @@ def test_the_files_that_are_mutated_are_good_ones(name: str) -> None:
 
 
 @EACH
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_some_mutated_files(name: str, data: st.DataObject) -> None:
     survives(TARGETS[name].read, data.draw(hostile(TARGETS[name])))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from streammerge.errors import HeaderError
 
 SMALL = 150_000
-"""Bytes that are always allowed: little memory, and less than a second, whatever stands in them."""
+"""Bytes that are always allowed: 13 MB of memory and 0.6 s at most, whatever stands in them."""
 MOST = 100_000_000
 """Bytes beyond which nothing is read: the limit of the safetensors library for headers. There is
 room for 700,000 tensors in a header, and for 900,000 in an index."""
