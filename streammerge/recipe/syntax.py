@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from yaml import Node, YAMLError
-from yaml._yaml import CParser
 from yaml.composer import Composer
+from yaml.cyaml import CParser  # type: ignore[attr-defined]
 from yaml.resolver import BaseResolver
 
 from streammerge.errors import RecipeError, printable
