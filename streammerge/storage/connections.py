@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 
 from streammerge.storage.hub_files import HubFile
@@ -16,8 +17,11 @@ from streammerge.storage.retrying import Stopped
 
 CONNECTIONS = 16
 """Of all models together. The Hub's stores give each some 50 MB/s."""
-PART = 4 * 1024**2
-"""Bytes of a request, about. At 50 MB/s and a round trip of 30 ms, a fifth of the time is lost."""
+SECONDS = 0.2
+"""What a request should take: long beside a round trip, and short beside a merge, at whose end the
+connections that are done wait for the others."""
+SHORTEST, LONGEST = 1024**2, 8 * 1024**2
+"""Bytes of a request, about, as `SECONDS` demands at the speed that a connection has."""
 _IDLE = 5.0  # seconds without work after which a thread ends
 _GLANCE = 0.1  # seconds between two looks at whether the reader was called off
 
@@ -63,13 +67,15 @@ class Connections:
         self._limit = limit
         self._parts: deque[_Part] = deque()
         self._threads = self._idle = 0
+        self._speed = 0.0  # bytes a second of a connection, lately
         self._changed = threading.Condition()
 
     def begin(
         self, file: HubFile, offset: int, view: memoryview, stop: threading.Event
     ) -> RemoteRead:
         """Begin to fill `view` with the bytes of a file from `offset`."""
-        count = max(1, round(len(view) / PART))
+        part = min(LONGEST, max(SHORTEST, self._speed * SECONDS))
+        count = max(1, round(len(view) / part))
         cuts = [len(view) * number // count for number in range(count + 1)]
         read = RemoteRead(view, count, stop)
         with self._changed:
@@ -84,6 +90,7 @@ class Connections:
     def _work(self) -> None:
         while (part := self._next_part()) is not None:
             file, offset, view, read = part
+            start = time.perf_counter()
             try:
                 if read.stop.is_set() or read.is_done():  # another part of it has failed
                     raise Stopped
@@ -92,6 +99,8 @@ class Connections:
                 read.part_done(error)
             else:
                 read.part_done(None)
+                speed = len(view) / (time.perf_counter() - start)
+                self._speed = (7 * self._speed + speed) / 8
 
     def _next_part(self) -> _Part | None:
         """Wait for work; None after a while without."""
