@@ -45,7 +45,8 @@ def remote() -> Any:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "PART", 1000)
+    monkeypatch.setattr(connections, "SHORTEST", 1000)
+    monkeypatch.setattr(connections, "LONGEST", 1000)
 
 
 def begin(pool: Connections, remote: Any, offset: int, length: int) -> connections.RemoteRead:
