@@ -86,7 +86,7 @@ def test_any_budget_and_mode_gives_the_same_bytes(tmp_path: Path) -> None:
     c = model_with_tokens(tmp_path / "c", 3, ["<unk>", *words[::2], "more", "most"])
     seen = set()
     for i, options in enumerate(
-        [{}, {"memory": 290 * 2**20}, {"io": "direct"}, {"io": "buffered"}]
+        [{}, {"memory": 304 * 2**20}, {"io": "direct"}, {"io": "buffered"}]
     ):
         both = views([a, b, c], None, source="union", pad_to_multiple_of=64)
         merge_views(both, tmp_path / f"out{i}", **options)  # type: ignore[arg-type]
