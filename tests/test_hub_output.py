@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -224,6 +224,15 @@ def test_a_failure_while_merging_keeps_what_was_sent(
     assert hub.log.uploaded_twice() == []
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT interrupt this process: a shell has what it starts with & ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_does_not_wait_for_a_slow_upload(hub: Hub, merged: Merged) -> None:
     hub.fault(Do(lambda: os.kill(os.getpid(), signal.SIGINT)), kind="upload")
     hub.fault(Wait(30), kind="upload", times=None)
