@@ -71,7 +71,7 @@ def make_task(method: Method, models: int, numel: int, has_base: bool) -> Task:
 
 def passes(task: Task, inputs: Sequence[Tensor], out: Tensor) -> Iterator[float]:
     """Yield the ns for each element of each pass: those of the measurement, then the merge."""
-    workspace = Workspace(torch.device("cpu"))
+    workspace = Workspace()
     measured: Any = task.measured
 
     def observe(start: int) -> None:

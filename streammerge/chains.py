@@ -20,7 +20,8 @@ from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.chunks import unit_length
 from streammerge.equality import require_equal
 from streammerge.formats.safetensors import Location
-from streammerge.measuring import Measurements, cpu_workspace
+from streammerge.measuring import Measurements
+from streammerge.methods.workspace import Workspace
 from streammerge.needs import measurements, rows, whole_tensors
 from streammerge.openfiles import OpenFiles
 from streammerge.plan import OutputTensor, Plan, Step
@@ -127,7 +128,7 @@ class MergedReader:
         self._labels = [model.label for model in checkpoint.plan.inputs]
         self._files = OpenFiles(checkpoint.checkpoints, mode, {}, 1)
         self._rooms = [allocate(0) for _ in checkpoint.checkpoints]
-        self._workspace = cpu_workspace()
+        self._workspace = Workspace()
         self._whole: tuple[str, Tensor] | None = None  # the last tensor that was merged whole
 
     def fetch(self, offset: int, length: int, buffer: memoryview) -> memoryview:

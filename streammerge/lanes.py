@@ -43,7 +43,8 @@ class Lane(Protocol):
 
     Attributes:
         workspace: where the temporaries of a merge come from.
-        on_cpu: likewise, for what is done on the CPU whatever the device.
+        on_cpu: likewise, for what is done on the CPU whatever the device, so that it has the same
+            bits everywhere: the sums behind a coefficient, and what is merged row by row.
     """
 
     workspace: Workspace
@@ -72,7 +73,7 @@ class CpuLane:
         # glibc returns freed memory to the system, to be faulted in again by the next block, where
         # it is more than twice the largest block freed so far: a fifth of the time of TIES.
         torch.empty(_FREED_ONCE, dtype=torch.uint8)
-        self.workspace = self.on_cpu = Workspace(torch.device("cpu"))
+        self.workspace = self.on_cpu = Workspace()
 
     def run(
         self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
@@ -86,7 +87,7 @@ class DeviceLane:
 
     def __init__(self, device: torch.device) -> None:
         self.workspace = Workspace(device, DEVICE_BLOCK_BYTES)
-        self.on_cpu = Workspace(torch.device("cpu"))
+        self.on_cpu = Workspace()
         self._stream = _stream(device)
 
     def run(

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from streammerge.chunks import chunk_length, unit_length
@@ -102,11 +101,3 @@ def naming(tensor: str) -> Iterator[None]:
         yield
     except MergeError as error:
         raise MergeError(f"{printable(tensor)}: {error.message}", error.remedy) from None
-
-
-def cpu_workspace() -> Workspace:
-    """Return a workspace for measuring, which is done on the CPU whatever the device.
-
-    So the sums behind a coefficient have the same bits everywhere.
-    """
-    return Workspace(torch.device("cpu"))

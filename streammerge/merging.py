@@ -101,7 +101,7 @@ class Merger:
         else:
             finite = lane.run(task, inputs, out, piece.read_first, piece.first)
         if not finite:
-            self._examine(piece, task, inputs, out)
+            self._examine(piece, task, inputs, out, lane.on_cpu)
 
     def _take_from_whole(self, piece: Piece, task: Task, out: Tensor) -> None:
         def look_over(model: int, first: int, stretch: Tensor) -> None:
@@ -113,7 +113,14 @@ class Merger:
         if not all_finite(out):
             self._count_nonfinite(piece, out)
 
-    def _examine(self, piece: Piece, task: Task, inputs: Sequence[Tensor], out: Tensor) -> None:
+    def _examine(
+        self,
+        piece: Piece,
+        task: Task,
+        inputs: Sequence[Tensor],
+        out: Tensor,
+        workspace: Workspace,
+    ) -> None:
         """Merge a piece again where something is not finite, and say where that came from.
 
         A sum of finite numbers can leave the range of fp32 though their mean does not, so these
@@ -127,7 +134,7 @@ class Merger:
             self._count_nonfinite_input(piece, tensor[own], model)
         if all_finite(out):
             return
-        again, workspace = torch.empty_like(out), Workspace(torch.device("cpu"))
+        again = torch.empty_like(out)
         task.widened()(inputs, again, workspace, piece.read_first, piece.first)
         bad = ~torch.isfinite(out)
         out[bad] = again[bad]

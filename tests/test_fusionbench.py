@@ -134,6 +134,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+def write_pool(folder: Path) -> None:
+    """A base and two models as checkpoints of one tensor."""
+    for name, tensors in pool(2).items():
+        write_checkpoint(folder / name, {"w": tensors["w"]})
+
+
 @pytest.mark.parametrize(("name", "settings", "word"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_honoured_is_refused_by_name(
     name: str, settings: dict[str, Any], word: str
@@ -145,8 +151,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
 
 
 def test_a_list_is_seen_wherever_it_stands(tmp_path: Path) -> None:
-    for name, tensors in pool(2).items():
-        write_checkpoint(tmp_path / name, {"w": tensors["w"]})
+    write_pool(tmp_path)
     text = f"""
         merge_method: task_arithmetic
         base_model: {tmp_path}/_pretrained_
@@ -166,8 +171,7 @@ def test_a_method_that_is_another_one_is_refused_and_told(name: str) -> None:
 
 
 def test_a_recipe_says_it_with_file_and_line_and_what_differs(tmp_path: Path) -> None:
-    for name, tensors in pool(2).items():
-        write_checkpoint(tmp_path / name, {"w": tensors["w"]})
+    write_pool(tmp_path)
     text = f"""
         name: ties_merging
         base_model: {tmp_path}/_pretrained_

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from streammerge.methods.inexact import RoundingWatch
-from streammerge.methods.rounding import inexact_sums, mean_of_few, round_once
+from streammerge.methods.rounding import Gathered, inexact_sums, mean_of_few, round_once
 from streammerge.methods.weights import choose_accumulator, exact_weights
 from streammerge.methods.workspace import Workspace
 
@@ -121,8 +121,8 @@ def _sum_blocks(
 ) -> None:
     weights, divisor, accumulator = terms.weights, terms.divisor, terms.accumulator
     watch = RoundingWatch(out.device)
-    again: list[Tensor] = []
-    waiting = 0
+    again = functools.partial(_average_again, tensors, out, weights, divisor)
+    inexact = Gathered(again, _MANY)
     for block in workspace.blocks(out.numel(), accumulator):
         inputs = [tensor[block] for tensor in tensors]
         buffer = workspace.buffer("sum", accumulator, inputs[0].numel())
@@ -133,21 +133,16 @@ def _sum_blocks(
         rounded = watch.rounded()
         total.mean(divisor, out[block])
         if rounded and accumulator is torch.float32:
-            found = inexact_sums(inputs, weights, workspace)
-            again.append(found + block.start)
-            waiting += found.numel()
-        # Few elements cost as much as many, so they are gathered over the blocks.
-        if waiting > _MANY or (waiting and block.stop == out.numel()):
-            _average_again(torch.cat(again), tensors, out, weights, divisor)
-            again, waiting = [], 0
+            inexact.add(inexact_sums(inputs, weights, workspace), block.start)
+    inexact.settle()
 
 
 def _average_again(
-    indices: Tensor,
     tensors: Sequence[Tensor],
     out: Tensor,
     weights: Sequence[float],
     divisor: float,
+    indices: Tensor,
 ) -> None:
     few = [tensor[indices] for tensor in tensors]
     out[indices] = mean_of_few(few, weights, divisor, out.dtype).to(out.device)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from streammerge.methods.finite import are_finite
-from streammerge.methods.rounding import MANTISSA, NO_SIGN, as_array, indices
+from streammerge.methods.rounding import MANTISSA, NO_SIGN, Gathered, as_array, indices
 from streammerge.methods.workspace import Workspace
 
+_MANY = 256 * 1024  # suspects that wait at most
 _LEFT = {torch.bfloat16: 11, torch.float16: 8}
 """Errors of 16 · 2⁻²⁴ of the largest input are within half a unit of the last place of a result
 that is at most so many binary orders smaller."""
@@ -45,9 +46,8 @@ class SmallResults:
         self._inputs = [self._bits(tensor) for tensor in inputs]
         self._out, self._results = out, self._bits(out)
         self._workspace, self._repeat = workspace, repeat
+        self._suspects = Gathered(self._look_closer, _MANY)
         self._room = _LEFT[out.dtype] << MANTISSA[out.dtype]
-        self._suspects: list[Tensor] = []
-        self._waiting = 0
 
     def _bits(self, tensor: Tensor) -> Any:
         return as_array(tensor.view(torch.int16), self._on_cpu)
@@ -66,24 +66,18 @@ class SmallResults:
         self._xp.bitwise_and(self._results[block], NO_SIGN, out=magnitude)
         small = self._workspace.buffer("small", torch.bool, numel)
         self._xp.less(magnitude, largest - self._room, out=as_array(small, self._on_cpu))
-        found = indices(small)
-        if found.numel():
-            self._suspects.append(found + block.start)
-            self._waiting += found.numel()
-            # Few elements cost as much as many, so they are gathered; but not too many.
-            if self._waiting > numel:
-                self.settle()
+        self._suspects.add(indices(small), block.start)
         return are_finite(int(magnitude.max()), self._out.dtype)
 
     def _buffer(self, name: str, dtype: torch.dtype, numel: int) -> Any:
         return as_array(self._workspace.buffer(name, dtype, numel), self._on_cpu)
 
     def settle(self) -> None:
+        """Have those small results computed again that have not been yet."""
+        self._suspects.settle()
+
+    def _look_closer(self, found: Tensor) -> None:
         """Have the results computed again that are small beside an input of their own."""
-        if not self._suspects:
-            return
-        found = torch.cat(self._suspects)
-        self._suspects, self._waiting = [], 0
         few = as_array(found, self._on_cpu)
         limit = (self._results[few] & NO_SIGN) + self._room
         beyond = self._xp.zeros_like(limit, dtype=self._xp.bool)

@@ -8,7 +8,7 @@ Both are rare and can be recognised, so the few elements in question are done ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,35 @@ NO_SIGN = 0x7FFF
 _FP32_MANTISSA = 23
 _MANY = 1024  # so many suspects are worth a closer look
 _FP16_SMALLEST_NORMAL = 0x38800000  # 2⁻¹⁴ as the bits of an fp32
+
+
+class Gathered:
+    """Indices found block by block and handed on together, since few cost as much as many.
+
+    Args:
+        handle: called with them.
+        most: so many are not kept waiting.
+    """
+
+    def __init__(self, handle: Callable[[Tensor], None], most: int) -> None:
+        self._handle, self._most = handle, most
+        self._found: list[Tensor] = []
+        self._waiting = 0
+
+    def add(self, found: Tensor, start: int) -> None:
+        """Keep the indices found in a block that begins at `start`."""
+        if found.numel():
+            self._found.append(found + start)
+            self._waiting += found.numel()
+            if self._waiting > self._most:
+                self.settle()
+
+    def settle(self) -> None:
+        """Hand on what is still waiting."""
+        if self._found:
+            together = torch.cat(self._found)
+            self._found, self._waiting = [], 0
+            self._handle(together)
 
 
 def exponent_room(dtype: torch.dtype, weights: Sequence[float]) -> int:

@@ -16,11 +16,15 @@ class Workspace:
     """Buffers of one compute thread, allocated once.
 
     Args:
-        device: where they lie.
+        device: where they lie; the CPU unless said.
         block_bytes: size of each buffer.
     """
 
-    def __init__(self, device: torch.device, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(
+        self,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  a constant
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
         self.device = device
         self.block_bytes = block_bytes
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}

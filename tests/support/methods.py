@@ -84,7 +84,7 @@ def _step(granularity: Granularity, count: int) -> Step:
 
 
 def _run(task: Task, sources: Sequence[Tensor], out: Tensor, stretch: int) -> None:
-    workspace, numel = Workspace(torch.device("cpu")), out.numel()
+    workspace, numel = Workspace(), out.numel()
     measured: Any = task.measured
     chunks = max(1, stretch // task.chunk) * task.chunk
     while measured is not None:
