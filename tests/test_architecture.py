@@ -279,6 +279,7 @@ def readme_tree() -> dict[str, str]:
         full = (folders[-1][1] if folders else "") + name
         if name.endswith("/"):
             folders.append((depth, full))
+        assert full not in tree, f"README names {full} twice"
         tree[full] = comment.lstrip("# —–-")
     return tree
 
