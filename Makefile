@@ -49,12 +49,13 @@ format: $(STAMP) ## let ruff rewrite what `make check` would refuse
 
 clean: ## remove what make made: environments, models, caches; not benchmark results
 	rm -rf $(VENV) .venv-mergekit build dist demo/data demo/output .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f streammerge/native/kernels.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are younger than what they were installed from, or the install is repeated: into the
 # same venv where its interpreter still runs, else into a new one.
 # torch stands here as well as in constraints.txt, so that no edit to that file can unpin it.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py streammerge/native/kernels.c
 	@echo "setting up $(VENV), as it is missing or stale" >&2
 	@$(PY) -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP_INSTALL) torch==2.13.0 -e '.[dev,demo]'

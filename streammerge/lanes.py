@@ -146,7 +146,7 @@ def choose_device(name: str) -> torch.device:
     """Return the device of that name.
 
     Args:
-        name: cpu, cuda, cuda:<i> or mps.
+        name: cpu, cuda or cuda:<i>. Apple's MPS has no fp64, in which all is summed.
 
     Raises:
         PlanError: the device is not there or not known.
@@ -155,18 +155,14 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise PlanError(
-            f"--device {name!r} is not known", "Choose auto, cpu, cuda, cuda:<i> or mps."
+            f"--device {name!r} is not known", "Choose auto, cpu, cuda or cuda:<i>."
         ) from None
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": _mps()}.get(device.type, 0)
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
     if (device.index or 0) >= count:
         raise PlanError(
             f"there is no device {name!r} here", "Use --device cpu; the bits are equal."
         )
     return device
-
-
-def _mps() -> int:
-    return int(torch.backends.mps.is_available())
 
 
 def make_lane(device: torch.device) -> Lane:

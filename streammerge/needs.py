@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from streammerge.chunks import chunk_length
 from streammerge.methods import METHODS
-from streammerge.plan import OutputTensor, Plan
+from streammerge.plan import OutputTensor, Plan, Step
 from streammerge.tensors import DTYPES
 
 MiB = 1024**2
@@ -42,12 +42,19 @@ def workspace(plan: Plan) -> int:
     blocks = []
     for tensor in plan.tensors:
         step = plan.steps[tensor.step]
-        if step.method and step.method != "average":
+        if step.method and not _works_in_place(step):
             # Methods that work on rows sort them, or look at them in fp64.
             more = 3 * _WIDEST if step.granularity == "row" else 0
             each = 3 * (len(step.sources) + 1) * DTYPES[step.compute].itemsize + more
             blocks.append(each * chunk_length(step, tensor.shape))
     return WORKSPACE + max(blocks, default=0)
+
+
+def _works_in_place(step: Step) -> bool:
+    """Whether a step reads its inputs where they lie, and nothing else."""
+    method = METHODS.get(step.method)
+    alone = not step.passes and "place" not in method.sees
+    return method.kernel and step.granularity == "element" and alone
 
 
 def measurements(plan: Plan) -> int:

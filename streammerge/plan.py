@@ -19,7 +19,7 @@ from streammerge.methods.parameters import Resolved
 from streammerge.recipe import Recipe
 from streammerge.tensors import TensorInfo
 
-ARITHMETIC = 3
+ARITHMETIC = 4
 """Changes whenever the same recipe would give other bits."""
 
 

@@ -108,8 +108,8 @@ def _step(
     sources = (*models, base) if base is not None else tuple(models)
     dtypes = {as_read(checkpoints[i], name).dtype for i in sources} | {decision.tensor.dtype}
     granularity = method.granularity(dict(parameters), decision.tensor.shape)
-    halves = dtypes in ({"BF16"}, {"F16"}) and granularity == "element"
-    wide = not method.kernel and not halves
+    halves = dtypes in ({"BF16"}, {"F16"})
+    wide = granularity != "element" or not (method.kernel or halves)
     return Step(
         action="merge",
         sources=sources,

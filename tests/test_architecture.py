@@ -78,7 +78,8 @@ ARROWS: dict[str, set[str]] = {
     "storage": {"hub", "references"},
     "references": set(),
     "hub": set(),
-    "methods": set(),
+    "methods": {"native"},
+    "native": set(),
     "tensors": {"errors"},
     "plugins": set(),
     "errors": set(),
@@ -93,10 +94,12 @@ WITH_TORCH = {
     "measuring",
     "merging",
     "methods",
+    "native",
     "wholes",
 }
 LIBRARIES: dict[str, set[str]] = {
     "methods": {"torch", "numpy"},
+    "native": {"torch", "numpy"},
     "tensors": {"torch"},
     "errors": set(),
     "plugins": set(),
@@ -286,7 +289,7 @@ def readme_tree() -> dict[str, str]:
 
 def test_the_file_tree_in_the_readme_is_true() -> None:
     tree = readme_tree()
-    files = {str(p.relative_to(ROOT)) for p in MODULES}
+    files = {str(p.relative_to(ROOT)) for p in (*MODULES, *ROOT.rglob("*.c"))}
     folders = {f"{p.relative_to(ROOT)}/" for p in ROOT.iterdir() if (p / "__init__.py").exists()}
     hidden = {f for f in files if f.endswith("/__init__.py")}
     assert {n for n in tree if not n.endswith("/")} - hidden == files - hidden

@@ -158,7 +158,7 @@ def test_without_any_model_of_weight_the_base_model_is_left(name: str) -> None:
     settings = parameters(name, 0, {}, [])
     out = torch.empty(3)
     available = {"tensors": [], "base": base, "measured": None, "place": Place("", (3,), 0, 3)}
-    available |= {"out": out, "workspace": Workspace(), "wide": False}
+    available |= {"out": out, "workspace": Workspace()}
     merged = method.function(**method.arguments(available), **settings)
     assert (out if method.kernel else merged).equal(base)
 

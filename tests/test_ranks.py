@@ -30,7 +30,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def find(values: Tensor, wanted: Sequence[int], presliced: bool = True) -> tuple[list[float], int]:
     """Return the magnitudes of these ranks, and how many rounds that took."""
     numel = values.numel()
-    measurement = Ranks(lambda tensors, base: tensors, [(0, rank) for rank in wanted], numel)
+    measurement = Ranks([(0, rank) for rank in wanted], numel, lambda tensors, base: tensors)
     rounds, more = 0, True
     while more:
         rounds += 1

@@ -14,9 +14,10 @@ Its signature says all there is to know. Positional arguments are what it wants 
     place      where in the tensor the block lies, and a source of random numbers (`place.py`)
 
 Keyword-only arguments are parameters of the recipe (`parameters.py`). It returns the merged block.
-A weighted sum asks for `out`, `workspace` and `wide` too: it gets the stretches of the inputs
-themselves, which it must not write to, and puts the result, correctly rounded, where it belongs
-(`averaging.weighted_sum`).
+A *kernel* asks for `out` and `workspace` too: it gets the stretches of the inputs themselves, flat,
+of any float dtype and not to be written to, puts the result, rounded once, where it belongs, and
+returns whether it is finite (`averaging.sum_terms`). Rows and whole tensors it gets as others do,
+with None for those two, and returns them.
 No module here imports torch when it is loaded: plans are made, and methods listed, without it.
 """
 
@@ -61,7 +62,7 @@ class Method:
             shape and number of models.
         drops_zero: a model of weight 0 contributes nothing, and need not be read.
         check: raises a RecipeError for parameters that do not go together.
-        kernel: the function takes raw stretches, a place for the result and a workspace.
+        kernel: the function takes stretches as they were read, and writes the result itself.
         paper: arXiv number; "" for none.
     """
 

@@ -39,11 +39,10 @@ def average(
     tensors: Sequence[Tensor],
     out: Tensor,
     workspace: Workspace,
-    wide: bool,
     *,
     weight: Weight,
     normalize: bool = True,
-) -> None:
+) -> bool:
     """Average: Σ wᵢθᵢ / Σ wᵢ, correctly rounded.
 
     Decimal weights count as written: 0.7 and 0.3 are 7/10 and 3/10, not their nearest binary
@@ -53,10 +52,9 @@ def average(
         tensors: flat stretches of the models, in any float dtype; never written to.
         out: where the average goes.
         workspace: where temporaries come from.
-        wide: sum in fp64 even where fp32 would do.
         weight: of each model, in any proportion.
         normalize: divide by the weights' sum; otherwise the weights are factors as they are.
     """
     from streammerge.methods.averaging import weighted_sum
 
-    weighted_sum(tensors, out, workspace, tuple(weight), normalize, wide)
+    return weighted_sum(tensors, out, workspace, tuple(weight), normalize)

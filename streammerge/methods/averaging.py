@@ -1,4 +1,8 @@
-"""The kernel of averages: Σ wᵢxᵢ / Σ wᵢ, with one division and one cast at the end."""
+"""The kernel of averages and linear combinations: Σ wᵢxᵢ / D, one division and one rounding.
+
+Sums are in fp64. There they are exact for 16-bit inputs, unless those of an element lie some forty
+binary orders apart.
+"""
 
 from __future__ import annotations
 
@@ -11,62 +15,29 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from streammerge.methods.inexact import RoundingWatch
-from streammerge.methods.rounding import Gathered, inexact_sums, mean_of_few, round_once
-from streammerge.methods.weights import choose_accumulator, exact_weights
+from streammerge import native
+from streammerge.methods.finite import all_finite
+from streammerge.methods.rounding import round_once
+from streammerge.methods.weights import exact_weights, products_are_exact, quotient_in_fp32
 from streammerge.methods.workspace import Workspace
 
 MANTISSA_BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
 """Significant bits of each float dtype, the hidden one counted."""
-_MANY = 64 * 1024
-_HALF = (torch.bfloat16, torch.float16)
 
 
-class Accumulator:
-    """The running weighted sum and the running weight; the mean is taken once, at the end.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a weighted sum is computed.
 
-    Rounding anything before the last step breaks exact ties, which are common: a running mean of
-    16-bit models is wrong in 0.1–2.4 % of the elements (docs/measurements.md).
-
-    Args:
-        buffer: where the sum lies, fp32 or fp64.
-        workspace: where a temporary comes from.
-        exact: products of weights and elements are exact in the buffer's dtype.
+    Attributes:
+        weights: what each tensor is multiplied by.
+        divisor: of the sum.
+        in_fp32: where the sum fits into fp32, the quotient may be taken there (`weights`).
     """
 
-    def __init__(self, buffer: Tensor, workspace: Workspace, exact: bool) -> None:
-        self._sum, self._workspace, self._exact = buffer, workspace, exact
-        self._empty = True
-
-    def add(self, tensor: Tensor, weight: float) -> None:
-        """Add `weight · tensor`."""
-        if self._empty:
-            self._sum.copy_(tensor)
-            if weight != 1:
-                self._sum.mul_(weight)
-            self._empty = False
-            return
-        # Widened first: adding across dtypes is slower than both steps together.
-        wide = self._workspace.buffer("term", self._sum.dtype, tensor.numel()).copy_(tensor)
-        if self._exact:
-            # A fused multiply-add, where the device has one, rounds once; so does adding an exact
-            # product. The bits are the same with and without.
-            self._sum.add_(wide, alpha=weight)
-        else:
-            self._sum.add_(wide.mul_(weight))
-
-    def mean(self, divisor: float, out: Tensor) -> None:
-        """Divide the sum by the weights' sum and round the quotient to `out`."""
-        if math.frexp(divisor)[0] == 0.5:  # a power of two: exact, and faster than a division
-            self._sum.mul_(1 / divisor)
-        elif self._sum.device.type == "cpu":
-            self._sum.div_(divisor)
-        else:  # by a Python number, other devices multiply with a rounded reciprocal
-            self._sum.div_(torch.tensor(divisor, dtype=self._sum.dtype, device=self._sum.device))
-        if self._sum.dtype is torch.float64:
-            round_once(self._sum, out, self._workspace)
-        else:
-            out.copy_(self._sum)
+    weights: Sequence[float]
+    divisor: float = 1.0
+    in_fp32: bool = False
 
 
 def weighted_sum(
@@ -75,26 +46,10 @@ def weighted_sum(
     workspace: Workspace,
     weights: tuple[float | Fraction, ...],
     normalize: bool,
-    wide: bool,
-) -> None:
+) -> bool:
     """Write Σ wᵢxᵢ, divided by Σ wᵢ if `normalize`; see `averages.average`."""
-    terms = _exact_terms(weights, normalize, tuple(t.dtype for t in tensors), out.dtype, wide)
-    if _is_plain_pair(tensors, out, terms):
-        # One pass instead of four, and the same bits: a + (b - a)/2 rounds like (a + b)/2 where
-        # all three are finite, and the caller looks for what is not.
-        torch.lerp(tensors[0], tensors[1], 0.5, out=out)
-    else:
-        _sum_blocks(tensors, out, workspace, terms)
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """How a weighted sum is computed; weights and divisor are integers where `exact`."""
-
-    weights: tuple[float, ...]
-    divisor: float
-    accumulator: torch.dtype
-    exact: bool
+    terms = _exact_terms(weights, normalize, tuple(t.dtype for t in tensors), out.dtype)
+    return sum_terms(tensors, out, workspace, terms)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -103,53 +58,46 @@ def _exact_terms(
     normalize: bool,
     dtypes: tuple[torch.dtype, ...],
     out: torch.dtype,
-    wide: bool,
-) -> _Terms:
+) -> Terms:
+    """Return integers as weights where all products with them are exact, otherwise shares of 1."""
     whole = exact_weights(weights, normalize)
     bits = [MANTISSA_BITS[dtype] for dtype in dtypes]
-    single, exact = choose_accumulator(whole, bits, MANTISSA_BITS[out])
-    accumulator = torch.float32 if single and not wide else torch.float64
-    if exact:
-        return _Terms(tuple(whole.integers), whole.total, accumulator, True)
+    if products_are_exact(whole, bits):
+        in_fp32 = quotient_in_fp32(whole, bits, MANTISSA_BITS[out])
+        return Terms(tuple(map(float, whole.integers)), float(whole.total), in_fp32)
     unit = max(abs(weight) for weight in whole.integers)
     shares = tuple(float(Fraction(weight, unit)) for weight in whole.integers)
-    return _Terms(shares, float(Fraction(whole.total, unit)), accumulator, False)
+    return Terms(shares, float(Fraction(whole.total, unit)))
 
 
-def _sum_blocks(
-    tensors: Sequence[Tensor], out: Tensor, workspace: Workspace, terms: _Terms
-) -> None:
-    weights, divisor, accumulator = terms.weights, terms.divisor, terms.accumulator
-    watch = RoundingWatch(out.device)
-    again = functools.partial(_average_again, tensors, out, weights, divisor)
-    inexact = Gathered(again, _MANY)
-    for block in workspace.blocks(out.numel(), accumulator):
+def sum_terms(tensors: Sequence[Tensor], out: Tensor, workspace: Workspace, terms: Terms) -> bool:
+    """Write Σ wᵢxᵢ / divisor; return whether all results are finite.
+
+    Args:
+        tensors: flat and of equal length, in any float dtypes; never written to.
+        out: flat, and as long.
+        workspace: where temporaries come from.
+        terms: weights and divisor.
+    """
+    if native.serves((*tensors, out)):
+        return native.weighted_sum(tensors, terms.weights, terms.divisor, terms.in_fp32, out)
+    for block in workspace.blocks(out.numel(), torch.float64):
         inputs = [tensor[block] for tensor in tensors]
-        buffer = workspace.buffer("sum", accumulator, inputs[0].numel())
-        total = Accumulator(buffer, workspace, terms.exact)
-        watch.start()
-        for tensor, weight in zip(inputs, weights, strict=True):
-            total.add(tensor, weight)
-        rounded = watch.rounded()
-        total.mean(divisor, out[block])
-        if rounded and accumulator is torch.float32:
-            inexact.add(inexact_sums(inputs, weights, workspace), block.start)
-    inexact.settle()
+        total = workspace.buffer("sum", torch.float64, inputs[0].numel()).copy_(inputs[0])
+        total.mul_(terms.weights[0])
+        for tensor, weight in zip(inputs[1:], terms.weights[1:], strict=True):
+            # Widened first: adding across dtypes is slower than both steps together.
+            term = workspace.buffer("term", torch.float64, tensor.numel()).copy_(tensor)
+            total.add_(term.mul_(weight))
+        _divide(total, terms.divisor)
+        round_once(total, out[block], workspace)
+    return all_finite(out)
 
 
-def _average_again(
-    tensors: Sequence[Tensor],
-    out: Tensor,
-    weights: Sequence[float],
-    divisor: float,
-    indices: Tensor,
-) -> None:
-    few = [tensor[indices] for tensor in tensors]
-    out[indices] = mean_of_few(few, weights, divisor, out.dtype).to(out.device)
-
-
-def _is_plain_pair(tensors: Sequence[Tensor], out: Tensor, terms: _Terms) -> bool:
-    """Whether this is the mean of two 16-bit tensors of the output's dtype."""
-    if (terms.weights, terms.divisor) != ((1, 1), 2) or terms.accumulator is not torch.float32:
-        return False
-    return out.dtype in _HALF and tensors[0].dtype == tensors[1].dtype == out.dtype
+def _divide(total: Tensor, divisor: float) -> None:
+    if math.frexp(divisor)[0] == 0.5:  # a power of two: exact, and faster than a division
+        total.mul_(1 / divisor)
+    elif total.device.type == "cpu":
+        total.div_(divisor)
+    else:  # by a Python number, other devices multiply with a rounded reciprocal
+        total.div_(torch.tensor(divisor, dtype=total.dtype, device=total.device))

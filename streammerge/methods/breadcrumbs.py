@@ -29,7 +29,7 @@ def _measure(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any])
     density, numel = parameters["density"], math.prod(shape)
     ranks = [_ranks(numel, *pair) for pair in zip(density, parameters["gamma"], strict=True)]
     wanted = [(model, rank) for model, pair in enumerate(ranks) for rank in pair]
-    limits = Ranks(task_vectors, wanted, numel)
+    limits = Ranks(wanted, numel)
     if not parameters["rescale"]:
         return limits
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streammerge.methods.gram import Gram
+from streammerge.methods.gram import Gram, Select
 from streammerge.methods.parameters import Bounds
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from streammerge.methods.workspace import Workspace
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -28,8 +30,6 @@ Tolerance = Annotated[float, Bounds(0, 1, open_low=True)]
 """What an iteration counts as nothing."""
 Solve = Callable[[Matrix, Mapping[str, Any]], Sequence[float]]
 """Returns a coefficient for each vector from their Gram matrix and the method's parameters."""
-Origin = Callable[[Sequence["Tensor"], "Tensor | None"], "tuple[Sequence[Tensor], Tensor | None]"]
-"""Returns the vectors of a block, and the point that they start from (None for zero)."""
 
 
 def absolute(
@@ -43,23 +43,21 @@ def from_base(
     tensors: Sequence[Tensor], base: Tensor | None
 ) -> tuple[Sequence[Tensor], Tensor | None]:
     """The task vectors if there is a base model, otherwise the models."""
-    if base is None:
-        return tensors, None
-    return [tensor.sub_(base) for tensor in tensors], base
+    return tensors, base
 
 
 def from_first(
     tensors: Sequence[Tensor], base: Tensor | None
 ) -> tuple[Sequence[Tensor], Tensor | None]:
     """The differences of the other models to the first."""
-    return [tensor.sub_(tensors[0]) for tensor in tensors[1:]], tensors[0]
+    return tensors[1:], tensors[0]
 
 
 class Combination(Gram):
     """The coefficients of a linear combination of a tensor's vectors.
 
     Args:
-        origin: makes the vectors of a chunk.
+        select: tells the vectors and their origin.
         solve: finds the coefficients.
         parameters: of the method.
 
@@ -67,9 +65,9 @@ class Combination(Gram):
         coefficients: one for each vector, once the tensor has been seen.
     """
 
-    def __init__(self, origin: Origin, solve: Solve, parameters: Mapping[str, Any]) -> None:
-        super().__init__(lambda tensors, base: origin(tensors, base)[0])
-        self._origin, self._solve, self._parameters = origin, solve, parameters
+    def __init__(self, select: Select, solve: Solve, parameters: Mapping[str, Any]) -> None:
+        super().__init__(select)
+        self._select, self._solve, self._parameters = select, solve, parameters
         self.coefficients: Sequence[float] = ()
 
     def another_round(self) -> bool:
@@ -79,14 +77,37 @@ class Combination(Gram):
             self.coefficients = self._solve(self.matrix, self._parameters)
         return False
 
-    def apply(self, tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
-        """Return the combination of a block."""
-        vectors, origin = self._origin(tensors, base)
-        return combine(vectors, origin, self.coefficients)
+    def write(
+        self,
+        tensors: Sequence[Tensor],
+        base: Tensor | None,
+        out: Tensor | None,
+        workspace: Workspace | None,
+    ) -> bool:
+        """Write the combination of a stretch: o + Σ cᵢ(vᵢ − o), which is (1 − Σ cᵢ)o + Σ cᵢvᵢ.
+
+        Returns:
+            whether all results are finite.
+        """
+        from streammerge.methods.averaging import Terms, sum_terms
+
+        assert out is not None
+        assert workspace is not None
+        vectors, origin = self._select(tensors, base)
+        shares = list(map(float, self.coefficients))
+        if origin is None:
+            return sum_terms(vectors, out, workspace, Terms(shares))
+        rest = math.fsum([1.0, *(-share for share in shares)])
+        return sum_terms([*vectors, origin], out, workspace, Terms([*shares, rest]))
+
+
+def differences(vectors: Sequence[Tensor], origin: Tensor | None) -> Sequence[Tensor]:
+    """Return what leads from the origin to each vector, in the memory of the vectors."""
+    return vectors if origin is None else [vector.sub_(origin) for vector in vectors]
 
 
 def combine(vectors: Sequence[Tensor], origin: Tensor | None, shares: Sequence[Any]) -> Tensor:
-    """Return origin + Σ cᵢvᵢ, in the memory of the vectors."""
+    """Return origin + Σ cᵢvᵢ of vectors that lead from there, in their memory."""
     terms = [vector.mul_(share) for vector, share in zip(vectors, shares, strict=True)]
     if origin is not None:
         terms.append(origin)
@@ -97,10 +118,10 @@ def combine(vectors: Sequence[Tensor], origin: Tensor | None, shares: Sequence[A
 
 
 def combination(
-    origin: Origin, solve: Solve
+    select: Select, solve: Solve
 ) -> Callable[[int, tuple[int, ...], Mapping[str, Any]], Combination]:
     """Return what makes the measurement of a method that is a combination."""
-    return lambda models, shape, parameters: Combination(origin, solve, parameters)
+    return lambda models, shape, parameters: Combination(select, solve, parameters)
 
 
 def lengths(gram: Matrix) -> Vector:

@@ -65,21 +65,22 @@ def add_elected(
     if not deltas:
         return base
     if normalize:  # then only the proportion counts, and with integers all products are exact
-        weight = _whole(tuple(weight))
+        weight = integers(tuple(weight))
     scale(deltas, weight, factors)
     sign = elected_sign(deltas, election)
     return add_agreeing(deltas, sign, base, weight, normalize, scaling_factor)
 
 
 @functools.lru_cache(maxsize=4096)
-def _whole(weight: tuple[float, ...]) -> tuple[float, ...]:
+def integers(weight: tuple[float, ...]) -> tuple[float, ...]:
+    """Return weights in the same proportion with which products are exact, if they are short."""
     return tuple(map(float, exact_weights(weight, normalize=False).integers))
 
 
 def elected_sign(deltas: Sequence[Tensor], election: Election = "total") -> Tensor:
-    """Return half the sign that is elected for each element, ½ or −½: one operation less."""
+    """Return the sign that is elected for each element, 1 or −1."""
     votes = deltas if election == "total" else [delta.sign() for delta in deltas]
-    return _sum(votes).ge_(0).sub_(0.5)
+    return _sum(votes).ge_(0).mul_(2).sub_(1)
 
 
 def add_agreeing(
@@ -101,13 +102,13 @@ def add_agreeing(
 
     for delta in deltas:
         delta.mul_(sign).clamp_min_(0)
-    total = _sum(deltas)
+    total = _sum(deltas).add_(0.0)  # never −0, whatever the order in which zeros were added
     if normalize:
         total /= _agreeing_weight(deltas, weight)
     if scaling_factor != 1:
         total.mul_(scaling_factor)
     # The product is exact, so that it does not matter whether a device fuses it with the addition.
-    torch.addcmul(base, total, sign, value=4, out=total)
+    torch.addcmul(base, total, sign, out=total)
     return total
 
 

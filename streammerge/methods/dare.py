@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streammerge.methods import merge_method
-from streammerge.methods.combining import Election, add_elected, add_sum, task_vectors
+from streammerge.methods.combining import Election, add_sum, task_vectors
 from streammerge.methods.measuring import Sums
 from streammerge.methods.parameters import Density, Lambda, Weight
 from streammerge.methods.place import Place
@@ -14,6 +14,8 @@ from streammerge.methods.sparsifying import RescaleBy, needs_norms, norm_factors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from streammerge.methods.workspace import Workspace
 
 
 def _norms(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> Sums:
@@ -95,6 +97,8 @@ def dare_ties(
     base: Tensor,
     measured: Sums | None,
     place: Place,
+    out: Tensor,
+    workspace: Workspace,
     *,
     weight: Weight,
     density: Density,
@@ -105,21 +109,27 @@ def dare_ties(
     rescale_by: RescaleBy = "density",
     seed: int = 0,
     int8_mask: bool = False,
-) -> Tensor:
+) -> bool:
     """DARE with the sign election of TIES: elements are dropped at random instead of trimmed.
 
     As `dare_linear`, but of the elements that stay only those count whose sign is elected, as in
     `ties`.
 
     Args:
-        tensors, base, measured, place: as for `dare_linear`.
+        tensors, base: flat stretches of the models and of the base model; never written to.
+        measured, place: as for `dare_linear`.
+        out, workspace: where the result goes, and where temporaries come from.
         weight, density, scaling_factor, rescale, rescale_by, seed, int8_mask: as for `dare_linear`.
         majority_sign_method: total: the sign of Σ wᵢδᵢ; frequency: the sign that more models have.
         normalize: divide by the weights of the models that agree.
     """
-    deltas = task_vectors(tensors, base)
-    _drop(deltas, place, density, seed)
-    factors = _factors(measured, density, rescale)
-    return add_elected(
-        deltas, base, weight, normalize, scaling_factor, majority_sign_method, factors
-    )
+    from streammerge.methods.electing import Rules, Voter, merge_elected
+
+    factors = _factors(measured, density, rescale) or [1.0] * len(tensors)
+    voters = [
+        Voter(tensor, weight[i], factors[i], chance=density[i], stream=i)
+        for i, tensor in enumerate(tensors)
+        if density[i] > 0
+    ]
+    rules = Rules(majority_sign_method, normalize, scaling_factor, seed)
+    return merge_elected(voters, base, place, rules, out, workspace)

@@ -16,22 +16,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Select = Callable[[Sequence["Tensor"], "Tensor | None"], "tuple[Sequence[Tensor], Tensor | None]"]
+"""Returns which of the models and the base model are vectors, and which the point that they start
+from (None for zero)."""
+
+
 class Gram(Sums):
     """The inner products of all pairs of vectors, in fp64.
 
     Args:
-        vectors: makes the vectors of a chunk from its tensors and base.
+        select: tells the vectors and their origin.
 
     Attributes:
         matrix: symmetric, one row for each vector; after the round.
     """
 
-    wide = True
+    raw = True
 
-    def __init__(
-        self, vectors: Callable[[Sequence[Tensor], Tensor | None], Sequence[Tensor]]
-    ) -> None:
-        super().__init__(lambda tensors, base, place: products(vectors(tensors, base)))
+    def __init__(self, select: Select) -> None:
+        super().__init__(lambda tensors, base, place: products(*select(tensors, base)))
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -42,18 +45,39 @@ class Gram(Sums):
         return np.triu(matrix) + np.triu(matrix, 1).T
 
 
-def products(vectors: Sequence[Tensor]) -> list[float]:
+def products(vectors: Sequence[Tensor], origin: Tensor | None) -> list[float]:
     """Return the inner products of all pairs, in the order of the upper triangle of their matrix.
 
     NaN and Inf, which are here only by the user's wish, count as nothing.
 
     Args:
-        vectors: of equal shape, in fp64 on the CPU.
+        vectors, origin: flat and of equal length, on the CPU.
     """
-    arrays = [vector.reshape(-1).numpy() for vector in vectors]
-    found = _products(arrays)
-    if not all(map(math.isfinite, found)):
-        found = _products([np.nan_to_num(a, nan=0.0, posinf=0.0, neginf=0.0) for a in arrays])
+    from streammerge import native
+
+    if not vectors:
+        return []
+    compute = native.inner_products if native.serves(vectors) else _products
+    found = compute(vectors, origin, False)
+    return found if all(map(math.isfinite, found)) else compute(vectors, origin, True)
+
+
+def _products(vectors: Sequence[Tensor], origin: Tensor | None, finite_only: bool) -> list[float]:
+    """Do what `native.inner_products` does, in the same order."""
+    from streammerge.native import TILE
+
+    arrays, found = [], []
+    with np.errstate(invalid="ignore", over="ignore"):
+        for vector in vectors:
+            array = vector.double().numpy()
+            array = array if origin is None else array - origin.double().numpy()
+            array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0) if finite_only else array
+            arrays.append(np.pad(array, (0, -len(array) % TILE)).reshape(-1, TILE))
+        for a, b in combinations_with_replacement(arrays, 2):
+            sums = np.add.reduce(a * b, axis=0)  # row by row
+            while len(sums) > 1:
+                sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+            found.append(float(sums[0]))
     return found
 
 
@@ -73,10 +97,3 @@ def along(axis: int, one: Tensor, other: Tensor) -> NDArray[np.float64]:
         a, b = (np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (a, b))
         found = np.einsum(indices, a, b, optimize=False)
     return np.expand_dims(found, axis)
-
-
-def _products(arrays: Sequence[NDArray[np.float64]]) -> list[float]:
-    # numpy's own loop, compiled for any processor of a kind: its order of summation depends neither
-    # on threads nor on alignment. BLAS would take half the time and promise neither.
-    pairs = combinations_with_replacement(arrays, 2)
-    return [float(np.einsum("i,i->", a, b, optimize=False)) for a, b in pairs]

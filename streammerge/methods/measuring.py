@@ -36,14 +36,15 @@ class Measurement(Protocol):
         """
 
     @property
-    def wide(self) -> bool:
-        """Whether chunks are to come in fp64, whatever the method computes in."""
+    def raw(self) -> bool:
+        """Whether chunks are to come as they were read, flat, and not to be written to."""
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what one chunk contributes; called by several threads, so nothing may change.
 
         Args:
-            tensors, base: as a method gets them; copies that may be overwritten.
+            tensors, base: copies in the dtype of the computation that may be overwritten; unless
+                they are `raw`.
             place: where the chunk lies.
         """
 
@@ -68,7 +69,7 @@ class Sums:
         values: the sums; one fp64 for each number.
     """
 
-    every, wide = 1, False
+    every, raw = 1, False
 
     def __init__(
         self, terms: Callable[[Sequence[Tensor], Tensor | None, Place], Sequence[float]]
@@ -137,9 +138,9 @@ class InTurn:
         return self._now.every
 
     @property
-    def wide(self) -> bool:
+    def raw(self) -> bool:
         """What the present one needs."""
-        return self._now.wide
+        return self._now.raw
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return what the present one wants of a chunk."""

@@ -24,6 +24,8 @@ from streammerge.methods.parameters import Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from streammerge.methods.workspace import Workspace
+
 
 def _median(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
     """Weiszfeld's steps, in coordinates relative to the first model."""
@@ -62,20 +64,23 @@ def _weights_are_positive(parameters: Mapping[str, Any]) -> None:
 def geometric_median(
     tensors: Sequence[Tensor],
     measured: Combination,
+    out: Tensor,
+    workspace: Workspace,
     *,
     weight: Weight,
     max_iter: Count = 100,
     tol: Tolerance = 1e-6,
-) -> Tensor:
+) -> bool:
     """Geometric median: the point with the least sum of distances Σ wᵢ‖θ − θᵢ‖ to the models.
 
     By Weiszfeld's iteration, tensor by tensor. A single outlier moves it little.
 
     Args:
-        tensors: blocks of the models.
+        tensors: flat stretches of the models; never written to.
         measured: coefficients of the whole tensors.
+        out, workspace: where the result goes, and where temporaries come from.
         weight: of each model, not negative.
         max_iter: most steps.
         tol: a step shorter than this part of the largest distance is the last.
     """
-    return measured.apply(tensors, None)
+    return measured.write(tensors, None, out, workspace)

@@ -14,6 +14,7 @@ from streammerge.methods.combinations import (
     Matrix,
     combination,
     combine,
+    differences,
     from_base,
     lengths,
 )
@@ -21,6 +22,8 @@ from streammerge.methods.gram import along
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from streammerge.methods.workspace import Workspace
 
 _NO_RATIO = 1e-6  # a denominator of the ratio that is no more than a rounding error
 
@@ -52,25 +55,29 @@ def model_stock(
     tensors: Sequence[Tensor],
     base: Tensor,
     measured: Combination | None,
+    out: Tensor | None,
+    workspace: Workspace | None,
     *,
     filter_wise: bool = False,
-) -> Tensor:
+) -> Tensor | bool:
     """Model stock: θ₀ + t · mean(θᵢ − θ₀), with t = N cos Ω / (1 + (N − 1) cos Ω).
 
     cos Ω is the mean cosine of the angles between the task vectors, 0 for those of length zero.
     Where the denominator is smaller than 10⁻⁶, the result is the base model.
 
     Args:
-        tensors, base: blocks of two or more models and of the base model.
+        tensors, base: flat stretches of two or more models and of the base model; filter-wise, rows
+            of them.
         measured: coefficients of the whole tensors; None if filter-wise.
+        out, workspace: where the result goes, and where temporaries come from; filter-wise, None.
         filter_wise: a ratio t for each vector along the last axis, or each filter of a convolution,
             instead of one for the tensor.
     """
     if measured is not None:
-        return measured.apply(tensors, base)
-    vectors, origin = from_base(tensors, base)
+        return measured.write(tensors, base, out, workspace)
+    vectors = differences(tensors, base)
     shares = _ratio_of_rows(vectors) / len(vectors)
-    return combine(vectors, origin, [shares] * len(vectors))
+    return combine(vectors, base, [shares] * len(vectors))
 
 
 def _ratio_of_rows(vectors: Sequence[Tensor]) -> Tensor:

@@ -21,20 +21,18 @@ def passthrough(
     tensors: Sequence[Tensor],
     out: Tensor,
     workspace: Workspace,
-    wide: bool,
     *,
     scale: Scale,
-) -> None:
+) -> bool:
     """Passthrough: the tensors of one model, multiplied by `scale`, correctly rounded.
 
     Args:
         tensors: a flat stretch of the one model; never written to.
         out: where the result goes.
         workspace: where temporaries come from.
-        wide: multiply in fp64 even where fp32 would do.
         scale: a factor; none leaves the tensor as it is.
     """
     from streammerge.methods.averaging import weighted_sum
 
     factor = 1.0 if scale[0] is None else scale[0]
-    weighted_sum(tensors, out, workspace, (factor,), False, wide)
+    return weighted_sum(tensors, out, workspace, (factor,), False)

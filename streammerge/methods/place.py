@@ -65,9 +65,17 @@ class Place:
         """
         import torch
 
-        chosen = self._bits(seed, stream) < math.ceil(probability * _STEPS - 0.5)
-        numbers = torch.from_numpy(chosen.astype(np.float32))
-        return numbers.to(like.device, like.dtype).view(like.shape)
+        numbers, below = self.drawn(seed, stream, probability)
+        chosen = torch.from_numpy((numbers < below).astype(np.float32))
+        return chosen.to(like.device, like.dtype).view(like.shape)
+
+    def drawn(self, seed: int, stream: int, probability: float) -> tuple[NDArray[np.uint16], int]:
+        """Return a number for each element, and the one below which those are that are chosen."""
+        return self._bits(seed, stream), math.ceil(probability * _STEPS - 0.5)
+
+    def part(self, block: slice) -> Place:
+        """Return where a block of this block lies."""
+        return Place(self.name, self.shape, self.first + block.start, block.stop - block.start)
 
     def _bits(self, seed: int, stream: int) -> NDArray[np.uint16]:
         digest = hashlib.sha256(f"{seed}\0{stream}\0{self.name}".encode()).digest()

@@ -29,32 +29,30 @@ _WAITING = 64 * 1024  # keys that a tally gathers before it counts them
 
 Keys = NDArray[np.signedinteger[Any]]
 Counts = NDArray[np.int64]
+Vectors = Callable[[Sequence["Tensor"], "Tensor | None"], Sequence["Tensor"]]
 
 
 class Ranks:
     """Exact order statistics of magnitudes; NaN counts as larger than everything.
 
     Args:
-        vectors: makes the vectors of a chunk from its tensors and base.
         wanted: pairs of a vector's index and a rank, 1 for the largest.
         numel: elements of the tensor.
+        vectors: makes the vectors of a chunk from its tensors and base; None for the task vectors,
+            in fp64.
 
     Attributes:
         values: the magnitudes found, one for each pair; inf for a rank below 1.
-        every: see `Measurement`.
+        every, raw: see `Measurement`.
     """
 
-    wide = False
-
     def __init__(
-        self,
-        vectors: Callable[[Sequence[Tensor], Tensor | None], Sequence[Tensor]],
-        wanted: Sequence[tuple[int, int]],
-        numel: int,
+        self, wanted: Sequence[tuple[int, int]], numel: int, vectors: Vectors | None = None
     ) -> None:
         self.every = max(1, numel // SAMPLE)
         if self.every > 1:
             self.every |= 1  # not always the same columns of a matrix
+        self.raw = vectors is None
         self._vectors, self._numel = vectors, numel
         self._searches = [_Search(vector, min(rank, numel)) for vector, rank in wanted]
         self._sampling = True
@@ -63,16 +61,27 @@ class Ranks:
 
     def observe(self, tensors: Sequence[Tensor], base: Tensor | None, place: Place) -> Any:
         """Return the keys of a chunk's sample; or what each search finds in the chunk."""
-        vectors = self._vectors(tensors, base)
-        needed = {search.vector for search in self._searches if search.open}
-        keys = {vector: magnitude_keys(vectors[vector]) for vector in needed}
+        if self._vectors is None:
+            assert base is not None
+            if not self._sampling:
+                return [
+                    s.look_at(tensors[s.vector], base) if s.open else None for s in self._searches
+                ]
+            vectors = {v: tensors[v].double() - base.double() for v in self._needed()}
+        else:
+            made = self._vectors(tensors, base)
+            vectors = {vector: made[vector] for vector in self._needed()}
+        keys = {vector: magnitude_keys(tensor) for vector, tensor in vectors.items()}
         if not self._sampling:
-            return [
-                search.look(keys[search.vector]) if search.open else None
-                for search in self._searches
-            ]
-        whole = vectors[0].numel() == place.numel  # rows come whole, though a sample was asked for
-        return {vector: key[:: self.every if whole else 1].copy() for vector, key in keys.items()}
+            return [s.look(keys[s.vector]) if s.open else None for s in self._searches]
+        # Rows come whole, though a sample was asked for.
+        return {
+            vector: key[:: self.every if len(key) == place.numel else 1].copy()
+            for vector, key in keys.items()
+        }
+
+    def _needed(self) -> set[int]:
+        return {search.vector for search in self._searches if search.open}
 
     def add(self, part: Any) -> None:
         """Keep the sample, or count what was found."""
@@ -135,6 +144,14 @@ class _Search:
         low, high = math.floor(size * (1 - share) - margin), math.ceil(size * (1 - share) + margin)
         self._low = int(sample[low]) if low >= 0 else 0
         self._high = int(sample[high]) if high < size else self._largest
+
+    def look_at(self, tensor: Tensor, base: Tensor) -> tuple[int, Keys]:
+        """Do what `look` does with the keys of a task vector in fp64."""
+        from streammerge import native
+
+        if native.serves((tensor, base)):
+            return native.keys_between(tensor, base, self._low, self._high)
+        return self.look(magnitude_keys(tensor.double() - base.double()))
 
     def look(self, keys: Keys) -> tuple[int, Keys]:
         """Return how many keys lie above the bracket, and the keys in it."""

@@ -1,14 +1,13 @@
-"""Correct rounding: from sums in fp32 or fp64 to 16 bits as if there had been one rounding.
+"""Correct rounding: from fp64 to 16 bits, a way that leads through fp32, as if by one rounding.
 
-A sum in fp32 that drops a tiny term can land on the midpoint of two bf16 numbers that the true sum
-only comes near, and then rounds to the wrong side: about 1 element in 10⁷ for unrelated models
-(docs/measurements.md). The same happens on the way from fp64 to 16 bits, which leads through fp32.
-Both are rare and can be recognised, so the few elements in question are done again with care.
+A number that comes near the midpoint of two bf16 numbers can land on it in fp32, and then rounds to
+the wrong side. That is rare and can be recognised, so the elements in question are done with care.
+`native` does the same where it is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ MANTISSA = {torch.bfloat16: 7, torch.float16: 10}
 """Bits of a 16-bit dtype that are stored."""
 NO_SIGN = 0x7FFF
 _FP32_MANTISSA = 23
-_MANY = 1024  # so many suspects are worth a closer look
 _FP16_SMALLEST_NORMAL = 0x38800000  # 2⁻¹⁴ as the bits of an fp32
 
 
@@ -55,52 +53,6 @@ class Gathered:
             self._handle(together)
 
 
-def exponent_room(dtype: torch.dtype, weights: Sequence[float]) -> int:
-    """Return how far the exponents of 16-bit inputs may lie apart for an exact sum in fp32.
-
-    With integer weights every term is a multiple of the last place of the smallest input, and every
-    partial sum is below Σ|wᵢ| times the largest; 24 bits hold the whole range between them.
-    """
-    span = int(sum(abs(weight) for weight in weights))
-    return _FP32_MANTISSA - MANTISSA[dtype] - (span - 1).bit_length()
-
-
-def inexact_sums(
-    tensors: Sequence[Tensor], weights: Sequence[float], workspace: Workspace
-) -> Tensor:
-    """Return the indices at which the fp32 sum may not be exact.
-
-    Args:
-        tensors: of one 16-bit dtype, flat and of equal length.
-        weights: their integer weights.
-        workspace: where temporaries come from.
-
-    The bits of a float without its sign grow with its magnitude, so integers are compared: first
-    the smallest input of each element with the largest of the block, then, where that leaves many,
-    with the largest of the same element.
-    """
-    numel, on_cpu = tensors[0].numel(), tensors[0].device.type == "cpu"
-    xp: Any = np if on_cpu else torch  # on a CPU numpy's integers are nearly twice as fast
-    # In the memory of the sum, which is done with and still in the cache.
-    scratch = workspace.buffer("sum", torch.float32, numel).view(torch.int16)
-    smallest, magnitude = (as_array(part, on_cpu) for part in (scratch[:numel], scratch[numel:]))
-    xp.bitwise_and(as_array(tensors[0].view(torch.int16), on_cpu), NO_SIGN, out=smallest)
-    largest = int(smallest.max())
-    for tensor in tensors[1:]:
-        xp.bitwise_and(as_array(tensor.view(torch.int16), on_cpu), NO_SIGN, out=magnitude)
-        largest = max(largest, int(magnitude.max()))
-        xp.minimum(smallest, magnitude, out=smallest)
-    room = exponent_room(tensors[0].dtype, weights) << MANTISSA[tensors[0].dtype]
-    if int(smallest.min()) >= largest - room:
-        return torch.empty(0, dtype=torch.int64, device=tensors[0].device)
-    suspect = workspace.buffer("suspect", torch.bool, numel)
-    xp.less(smallest, largest - room, out=as_array(suspect, on_cpu))
-    found = indices(suspect)
-    if found.numel() > _MANY:
-        found = found[_far_apart([tensor[found] for tensor in tensors], room)]
-    return found
-
-
 def as_array(tensor: Tensor, on_cpu: bool) -> Any:
     """Return the memory as numpy's on a CPU, whose functions of integers are much faster."""
     return tensor.numpy() if on_cpu else tensor
@@ -111,24 +63,6 @@ def indices(mask: Tensor) -> Tensor:
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.nonzero().squeeze(1)
-
-
-def _far_apart(tensors: Sequence[Tensor], room: int) -> Tensor:
-    """Return where the largest and the smallest input that is not zero are too far apart."""
-    magnitudes = torch.stack([tensor.view(torch.int16) & NO_SIGN for tensor in tensors])
-    largest = magnitudes.amax(dim=0)
-    smallest = torch.where(magnitudes == 0, largest, magnitudes).amin(dim=0)
-    return (largest - smallest > room).nonzero().squeeze(1)
-
-
-def mean_of_few(
-    tensors: Sequence[Tensor], weights: Sequence[float], divisor: float, dtype: torch.dtype
-) -> Tensor:
-    """Return Σ wᵢxᵢ / divisor of a few elements on the CPU, in fp64 and rounded once to 16 bits."""
-    total = tensors[0].double().cpu().numpy() * weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total += tensor.double().cpu().numpy() * weight
-    return torch.from_numpy(_to_odd(total / divisor)).to(dtype)
 
 
 def round_once(values: Tensor, out: Tensor, workspace: Workspace) -> None:

@@ -67,12 +67,11 @@ class Task:
             whether inputs and results are finite; for a kernel, the results, which are where the
             inputs are.
         """
-        if self.method.kernel:
-            wide = self.compute is torch.float64
-            where = {"out": out, "workspace": workspace, "wide": wide}
-            arguments = self.method.arguments({**self._seen(inputs), **where})
-            self.method.function(**arguments, **self.parameters)
-            return all_finite(out)
+        if self.method.kernel and not self.rows:
+            place = Place(self.name, self.shape, start, out.numel())
+            seen = {**self._seen(inputs), "measured": self.measured, "place": place}
+            where = {"out": out, "workspace": workspace}
+            return bool(self._call({**seen, **where}))
         again = partial(self._repeat, inputs, out, workspace)
         small = SmallResults(inputs, out, workspace, again) if self._repeats(inputs, out) else None
         finite = True
@@ -81,8 +80,9 @@ class Task:
             # Fetches them into the cache.
             largest = [largest_bits(part) for part in parts]
             finite = finite and all(map(are_finite, largest, (part.dtype for part in parts)))
-            available = self._available(parts, workspace, start, block, self.compute)
-            result = self._merged(available).view(-1)
+            seen = self._seen(self._copies(parts, workspace))
+            about = {"measured": self.measured, "place": self._place(start, block)}
+            result = self._merged({**seen, **about}).view(-1)
             begin, end = start + block.start, start + block.stop
             low, high = max(begin, first), min(end, first + out.numel())
             if low < high:
@@ -115,12 +115,11 @@ class Task:
         """Yield what the measurement takes from each chunk of a stretch."""
         assert self.measured is not None
         every = 1 if self.rows else self.measured.every
-        dtype = torch.float64 if self.measured.wide else self.compute
         for block in self._cut(inputs[0].numel(), every):
             parts = [tensor[block][::every] for tensor in inputs]
-            available = self._available(parts, workspace, start, block, dtype)
-            tensors, base, place = (available[key] for key in ("tensors", "base", "place"))
-            yield self.measured.observe(tensors, base, place)
+            seen = parts if self.measured.raw else self._copies(parts, workspace)
+            tensors, base = self._seen(seen).values()
+            yield self.measured.observe(tensors, base, self._place(start, block))
 
     def _cut(self, numel: int, every: int = 1) -> Iterator[slice]:
         """Yield the blocks of a stretch, of which every so-many-th element is looked at."""
@@ -128,33 +127,30 @@ class Task:
         for begin in range(0, numel, step):
             yield slice(begin, min(begin + step, numel))
 
-    def _available(
-        self,
-        parts: Sequence[Tensor],
-        workspace: Workspace,
-        start: int,
-        block: slice,
-        dtype: torch.dtype,
-    ) -> dict[str, Any]:
-        """Return what there is for a method to see of the parts of a block."""
+    def _copies(self, parts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        """Return the parts of a block in the dtype of the computation, as rows if it is on rows."""
         copies = [
-            workspace.buffer(f"input {i}", dtype, part.numel()).copy_(part)
+            workspace.buffer(f"input {i}", self.compute, part.numel()).copy_(part)
             for i, part in enumerate(parts)
         ]
-        if self.rows:
-            copies = [copy.view(-1, self.unit) for copy in copies]
-        place = Place(self.name, self.shape, start + block.start, block.stop - block.start)
-        return {**self._seen(copies), "measured": self.measured, "place": place}
+        return [copy.view(-1, self.unit) for copy in copies] if self.rows else copies
 
-    def _seen(self, copies: Sequence[Tensor]) -> dict[str, Any]:
+    def _place(self, start: int, block: slice) -> Place:
+        return Place(self.name, self.shape, start + block.start, block.stop - block.start)
+
+    def _seen(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         """Return the models' and the base model's part of the inputs."""
         if self.has_base:
-            return {"tensors": copies[:-1], "base": copies[-1]}
-        return {"tensors": copies, "base": None}
+            return {"tensors": inputs[:-1], "base": inputs[-1]}
+        return {"tensors": inputs, "base": None}
 
     def _merged(self, available: Mapping[str, Any]) -> Tensor:
-        result: Tensor = self.method.function(**self.method.arguments(available), **self.parameters)
+        """Return the result of a method that computes it from copies."""
+        result: Tensor = self._call({**available, "out": None, "workspace": None})
         return result
+
+    def _call(self, available: Mapping[str, Any]) -> Any:
+        return self.method.function(**self.method.arguments(available), **self.parameters)
 
     def whole(self, copies: Sequence[Tensor], out: Tensor) -> None:
         """Merge a whole tensor for a method that needs it whole.

@@ -28,7 +28,7 @@ def _measure(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any])
     def limit(done: list[Measurement]) -> Ranks:
         (different,) = cast(Sums, done[0]).values or [0.0]
         rank = int(int(different) * share)
-        return Ranks(lambda tensors, base: [_variance(tensors, base)], [(0, rank)], numel)
+        return Ranks([(0, rank)], numel, lambda tensors, base: [_variance(tensors, base)])
 
     def squares(done: list[Measurement]) -> Sums:
         least = cast(Ranks, done[1]).values[0]

@@ -73,7 +73,7 @@ def _quartiles(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any
         return [_importance(tensors[0], base, shape)]
 
     wanted = [(0, numel - int(share * (numel - 1))) for share in _QUARTILES if numel]
-    return Ranks(importance, wanted, numel)
+    return Ranks(wanted, numel, importance)
 
 
 @merge_method("arcee_fusion", granularity="row", measure=_quartiles, passes=2, models=(1, 1))

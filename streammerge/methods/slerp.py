@@ -15,6 +15,7 @@ from streammerge.methods.combinations import (
     between,
     combination,
     combine,
+    differences,
     from_base,
     lengths,
 )
@@ -23,6 +24,8 @@ from streammerge.methods.parameters import Bounds, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from streammerge.methods.workspace import Workspace
 
 _NEARLY_PARALLEL = 0.9995  # these are the limits of mergekit 0.1.5
 _COLINEAR = 1e-16  # sin² of the angle
@@ -47,9 +50,11 @@ def slerp(
     tensors: Sequence[Tensor],
     base: Tensor,
     measured: Combination,
+    out: Tensor,
+    workspace: Workspace,
     *,
     t: Annotated[float, Bounds(0, 1)],
-) -> Tensor:
+) -> bool:
     """Spherical interpolation: from the base model (t = 0) to the other (t = 1) along the arc.
 
     sin((1−t)Ω)/sin Ω · θ₀ + sin(tΩ)/sin Ω · θ₁, with Ω the angle between the two whole tensors
@@ -58,11 +63,12 @@ def slerp(
     any other.
 
     Args:
-        tensors, base: blocks of the one model and of the base model.
+        tensors, base: flat stretches of the one model and of the base model; never written to.
         measured: coefficients of the two.
+        out, workspace: where the result goes, and where temporaries come from.
         t: where between the two.
     """
-    return measured.apply(tensors, base)
+    return measured.write(tensors, base, out, workspace)
 
 
 def _share(weight: Sequence[float]) -> float:
@@ -94,20 +100,23 @@ def nuslerp(
     tensors: Sequence[Tensor],
     base: Tensor | None,
     measured: Combination | None,
+    out: Tensor | None,
+    workspace: Workspace | None,
     *,
     weight: Weight,
     nuslerp_flatten: bool = True,
     nuslerp_row_wise: bool = False,
-) -> Tensor:
+) -> Tensor | bool:
     """Spherical interpolation of two models, or of two task vectors if there is a base model.
 
     As slerp, with t = w₂ / (w₁ + w₂), or ½ if the weights sum to zero; and linear only where the
     two are parallel or opposite. A vector shorter than 10⁻⁷ counts as if it had that length.
 
     Args:
-        tensors: blocks of the two models.
+        tensors: flat stretches of the two models; not flattened, rows of them.
         base: of the base model, if there is one.
         measured: coefficients of the whole tensors; None unless flattened.
+        out, workspace: where the result goes, and where temporaries come from; not flattened, None.
         weight: of each model; only their proportion counts.
         nuslerp_flatten: one angle for the whole tensor; otherwise one for each vector along the
             last axis, which in a convolution is a filter.
@@ -115,12 +124,13 @@ def nuslerp(
             tensor is then needed whole.
     """
     if measured is not None:
-        return measured.apply(tensors, base)
+        return measured.write(tensors, base, out, workspace)
     if not tensors[0].numel():
         return tensors[0]
     rows = tensors[0].shape[0] if tensors[0].dim() else 1
     first, second = (tensor.reshape(rows, -1) for tensor in tensors)
-    vectors, origin = from_base([first, second], None if base is None else base.view(rows, -1))
+    origin = None if base is None else base.view(rows, -1)
+    vectors = differences([first, second], origin)
     shares = _arcs(vectors, 0 if nuslerp_row_wise else 1, _share(weight))
     return combine(vectors, origin, shares).view(tensors[0].shape)
 

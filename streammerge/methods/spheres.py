@@ -25,6 +25,8 @@ from streammerge.methods.parameters import Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from streammerge.methods.workspace import Workspace
+
 
 def _multislerp(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
     weights, eps = np.array(parameters["weight"], float), parameters["eps"]
@@ -57,11 +59,13 @@ def multislerp(
     tensors: Sequence[Tensor],
     base: Tensor | None,
     measured: Combination,
+    out: Tensor,
+    workspace: Workspace,
     *,
     weight: Weight,
     normalize_weights: bool = True,
     eps: Tolerance = 1e-8,
-) -> Tensor:
+) -> bool:
     """Mean direction of several models, or of task vectors if there is a base model.
 
     r · Σ wᵢuᵢ / ‖Σ wᵢuᵢ‖, with the directions uᵢ = vᵢ/‖vᵢ‖ and the mean length r = Σ wᵢ‖vᵢ‖
@@ -70,13 +74,14 @@ def multislerp(
     of both signs do, the linear mean.
 
     Args:
-        tensors, base: blocks of the models and of the base model.
+        tensors, base: flat stretches of the models and of the base model; never written to.
         measured: coefficients of the whole tensors.
+        out, workspace: where the result goes, and where temporaries come from.
         weight: of each model.
         normalize_weights: divide the weights by their sum.
         eps: added to lengths that are divided by; a sum of directions shorter than this is zero.
     """
-    return measured.apply(tensors, base)
+    return measured.write(tensors, base, out, workspace)
 
 
 def _karcher(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
@@ -110,10 +115,12 @@ def karcher(
     tensors: Sequence[Tensor],
     base: Tensor | None,
     measured: Combination,
+    out: Tensor,
+    workspace: Workspace,
     *,
     max_iter: Count = 10,
     tol: Tolerance = 1e-5,
-) -> Tensor:
+) -> bool:
     """Karcher mean: the point on the sphere with the least squared angles to all models.
 
     Found by steps along the mean of the tangents, (1/N) Σ Ωᵢ/sin Ωᵢ · (uᵢ − cos Ωᵢ · u), with Ωᵢ
@@ -121,10 +128,11 @@ def karcher(
     the lengths. A base model, if the recipe has one, is one of the models.
 
     Args:
-        tensors, base: blocks of the models and of the base model.
+        tensors, base: flat stretches of the models and of the base model; never written to.
         measured: coefficients of the whole tensors.
+        out, workspace: where the result goes, and where temporaries come from.
         max_iter: most steps.
         tol: a step shorter than this is the last; an angle within it of 0 or π has no tangent; a
             model shorter than this has no direction.
     """
-    return measured.apply(tensors, base)
+    return measured.write(tensors, base, out, workspace)

@@ -29,7 +29,6 @@ def task_arithmetic(
     base: Tensor,
     out: Tensor,
     workspace: Workspace,
-    wide: bool,
     *,
     weight: Weight,
     normalize: bool = False,
@@ -37,7 +36,7 @@ def task_arithmetic(
     density: Density,
     rescale: bool = False,
     int8_mask: bool = False,
-) -> None:
+) -> bool:
     """Task arithmetic: θ₀ + λ Σ wᵢ(θᵢ − θ₀), correctly rounded.
 
     That is a weighted sum, with the weight 1 − λ Σ wᵢ for θ₀, and computed like an average; decimal
@@ -47,7 +46,6 @@ def task_arithmetic(
         tensors, base: flat stretches of the models and of the base model; never written to.
         out: where the result goes.
         workspace: where temporaries come from.
-        wide: sum in fp64 even where fp32 would do.
         weight: wᵢ, of each model.
         normalize: divide by Σ wᵢ, unless that is zero.
         scaling_factor: λ.
@@ -56,7 +54,7 @@ def task_arithmetic(
     from streammerge.methods.averaging import weighted_sum
 
     shares = _shares(tuple(weight), normalize, scaling_factor)
-    weighted_sum((*tensors, base), out, workspace, shares, False, wide)
+    return weighted_sum((*tensors, base), out, workspace, shares, False)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -77,21 +75,20 @@ def expo(
     base: Tensor,
     out: Tensor,
     workspace: Workspace,
-    wide: bool,
     *,
     alpha: Annotated[float, Alias(("extrapolation_factor",))],
-) -> None:
+) -> bool:
     """ExPO: extrapolation beyond a fine-tuned model, θ + α(θ − θ₀), correctly rounded.
 
     Args:
         tensors, base: flat stretches of the one model and of the model that it was tuned from.
-        out, workspace, wide: as for `task_arithmetic`.
+        out, workspace: as for `task_arithmetic`.
         alpha: how far beyond; 0 gives the model, −1 the base model.
     """
     from streammerge.methods.averaging import weighted_sum
 
     beyond = as_written(alpha)
-    weighted_sum((*tensors, base), out, workspace, (1 + beyond, -beyond), False, wide)
+    return weighted_sum((*tensors, base), out, workspace, (1 + beyond, -beyond), False)
 
 
 @merge_method("magmax", aliases=("magmax/magmax",), paper="2407.06322")

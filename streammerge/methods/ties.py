@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from streammerge.methods import merge_method
-from streammerge.methods.combining import Election, add_elected, task_vectors
+from streammerge.methods.combining import Election
 from streammerge.methods.measuring import InTurn, Measurement, Sums
 from streammerge.methods.parameters import Density, Lambda, Weight
+from streammerge.methods.place import Place
 from streammerge.methods.ranks import Ranks
 from streammerge.methods.sparsifying import norm_factors, norm_sums, trim
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from streammerge.methods.workspace import Workspace
 
 
 def _trims(parameters: Mapping[str, Any]) -> bool:
@@ -25,7 +28,7 @@ def _measure(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any])
     """Find the smallest magnitude that stays of each model; then, to rescale, the norms."""
     density, numel = parameters["density"], math.prod(shape)
     ranks = [max(1, int(keep * numel)) if 0 < keep < 1 else 0 for keep in density]
-    limits = Ranks(task_vectors, list(enumerate(ranks)), numel)
+    limits = Ranks(list(enumerate(ranks)), numel)
     if not parameters["rescale"]:
         return limits
 
@@ -56,6 +59,9 @@ def ties(
     tensors: Sequence[Tensor],
     base: Tensor,
     measured: Ranks | InTurn | None,
+    place: Place,
+    out: Tensor,
+    workspace: Workspace,
     *,
     weight: Weight,
     density: Density,
@@ -64,7 +70,7 @@ def ties(
     scaling_factor: Lambda = 1.0,
     rescale: bool = False,
     int8_mask: bool = False,
-) -> Tensor:
+) -> bool:
     """TIES: trim, elect signs, merge what agrees: θ₀ + λ Σ wᵢδᵢmᵢ / Σ wᵢmᵢ.
 
     Of each task vector the `density` · n largest of its n magnitudes stay, rounded down and at
@@ -72,8 +78,10 @@ def ties(
     models, and mᵢ is 1 for those that have it; between equal votes, the positive one wins.
 
     Args:
-        tensors, base: blocks of the models and of the base model, of one shape.
+        tensors, base: flat stretches of the models and of the base model; never written to.
         measured: the smallest magnitude that stays, for each model; and the norms, to rescale.
+        place: where the stretches lie.
+        out, workspace: where the result goes, and where temporaries come from.
         weight: wᵢ, of each model.
         density: share of a task vector's elements that stays, in [0, 1].
         majority_sign_method: total: the sign of Σ wᵢδᵢ; frequency: the sign that more models have.
@@ -82,15 +90,23 @@ def ties(
         rescale: give each trimmed task vector the Σ|δ| back that it had; not in the paper.
         int8_mask: without effect: no masks are stored here.
     """
-    deltas = task_vectors(tensors, base)
-    limits: Sequence[float] = [0.0] * len(deltas)
-    factors = None
+    from streammerge.methods.electing import Rules, Voter, merge_elected
+
+    limits, factors = _limits(measured, density), [1.0] * len(tensors)
     if isinstance(measured, InTurn):
-        found, norms = measured.done
-        limits, factors = cast(Ranks, found).values, norm_factors(cast(Sums, norms))
-    elif measured is not None:
-        limits = measured.values
-    _trim(deltas, density, limits)
-    return add_elected(
-        deltas, base, weight, normalize, scaling_factor, majority_sign_method, factors
-    )
+        factors = norm_factors(cast(Sums, measured.done[1]))
+    voters = [
+        Voter(tensor, weight[i], factors[i], limits[i])
+        for i, tensor in enumerate(tensors)
+        if density[i] > 0
+    ]
+    rules = Rules(majority_sign_method, normalize, scaling_factor)
+    return merge_elected(voters, base, place, rules, out, workspace)
+
+
+def _limits(measured: Ranks | InTurn | None, density: Sequence[float]) -> Sequence[float]:
+    """Return the smallest magnitude that stays of each model; 0 where all of them do."""
+    if measured is None:
+        return [0.0] * len(density)
+    ranks = cast(Ranks, measured.done[0]) if isinstance(measured, InTurn) else measured
+    return [limit if keep < 1 else 0.0 for limit, keep in zip(ranks.values, density, strict=True)]

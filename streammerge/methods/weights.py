@@ -85,23 +85,34 @@ def exact_weights(
     return Weights(tuple(integers), sum(integers))
 
 
-def choose_accumulator(weights: Weights, inputs: Sequence[int], output: int) -> tuple[bool, bool]:
-    """Return whether fp32 will do for the running sum, and whether every product is exact.
+def products_are_exact(weights: Weights, inputs: Sequence[int]) -> bool:
+    """Return whether fp64 holds every product of a weight and an element.
 
     Args:
         weights: the integers and the divisor.
         inputs: significant bits of each input's dtype.
-        output: significant bits of the result's dtype.
-
-    fp32 serves 16-bit inputs of one dtype with small weights and a 16-bit result: then all products
-    are exact, and so are nearly all sums (`methods.rounding` sees to the others). All else is
-    summed in fp64.
     """
     widest = max(abs(weight) for weight in weights.integers).bit_length()
-    largest = max(sum(abs(weight) for weight in weights.integers), weights.total)
-    span = (largest - 1).bit_length()
+    return max(inputs) + max(widest, _span(weights)) <= _DOUBLE
+
+
+def quotient_in_fp32(weights: Weights, inputs: Sequence[int], output: int) -> bool:
+    """Return whether a sum that fits into fp32 may be divided there, with the same result.
+
+    That holds for 16-bit inputs of one dtype with small weights, and a 16-bit result. With S and
+    D·T both multiples of the last place of S, S/D is either the midpoint T of two results or
+    further from it than fp32 rounds.
+
+    Args:
+        weights, inputs: as for `products_are_exact`.
+        output: significant bits of the result's dtype.
+    """
     bits = max(inputs)
     alike = len(set(inputs)) == 1 and max(bits, output) <= _HALF
-    if alike and bits + span + _SPREAD <= _SINGLE:
-        return True, True
-    return False, bits + max(widest, span) <= _DOUBLE
+    return alike and bits + _span(weights) + _SPREAD <= _SINGLE
+
+
+def _span(weights: Weights) -> int:
+    """Return how many bits a sum, or the divisor times a result, has more than an element."""
+    largest = max(sum(abs(weight) for weight in weights.integers), weights.total)
+    return (largest - 1).bit_length()

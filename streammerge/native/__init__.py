@@ -1,0 +1,229 @@
+"""The loops of kernels.c, called with tensors.
+
+They are compiled when the package is installed (hatch_build.py). Where that could not be done, and
+on devices, the callers do the same with torch and get the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_size_t, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
+TILE = 1024
+"""Elements that go through a loop at once, as in kernels.c."""
+
+Doubles = NDArray[np.float64]
+Keys = NDArray[np.int64]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("kind", c_int64))
+
+
+class _Voter(ctypes.Structure):
+    _fields_ = (
+        ("tensor", _Tensor),
+        ("weight", c_double),
+        ("scale", c_double),
+        ("limit", c_double),
+        ("random", c_void_p),
+        ("below", c_int64),
+    )
+
+
+_ARGUMENTS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "weighted_sum": (
+        c_int,
+        (POINTER(_Tensor), c_size_t, c_void_p, c_double, c_int, _Tensor, c_size_t),
+    ),
+    "inner_products": (
+        None,
+        (POINTER(_Tensor), c_size_t, POINTER(_Tensor), c_size_t, c_int, c_void_p, c_void_p),
+    ),
+    "keys_between": (
+        c_size_t,
+        (_Tensor, POINTER(_Tensor), c_size_t, c_int64, c_int64, c_void_p, POINTER(c_size_t)),
+    ),
+    "merge_elected": (
+        c_int,
+        (
+            *(POINTER(_Voter), c_size_t, _Tensor, c_double),
+            *(c_int, c_int, c_void_p, _Tensor, c_size_t),
+        ),
+    ),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled loops; None where there are none."""
+    return load(Path(__file__).parent)
+
+
+def load(folder: Path) -> ctypes.CDLL | None:
+    """Return the compiled loops of a folder; None if they were made from other code than it has."""
+    try:
+        loaded = ctypes.CDLL(str(folder / "kernels.so"))
+        loaded.source.restype = c_char_p
+        made_from = bytes(loaded.source()).decode()
+        if made_from != hashlib.sha256((folder / "kernels.c").read_bytes()).hexdigest():
+            return None
+    except (OSError, AttributeError):
+        return None
+    for name, (result, arguments) in _ARGUMENTS.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def serves(tensors: Iterable[Tensor]) -> bool:
+    """Whether the loops are there, and the tensors where they reach."""
+    return library() is not None and all(
+        tensor.device.type == "cpu" and tensor.dtype in KINDS and tensor.is_contiguous()
+        for tensor in tensors
+    )
+
+
+def weighted_sum(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    divisor: float,
+    in_fp32: bool,
+    out: Tensor,
+) -> bool:
+    """Write Σ wᵢxᵢ / divisor, in fp64 and rounded once; return whether all results are finite.
+
+    Args:
+        tensors, weights: xᵢ and wᵢ; flat and of equal length, in any float dtypes.
+        divisor: of the sum.
+        in_fp32: a sum that fits into fp32 may be divided there, which gives the same sooner.
+        out: flat, and as long.
+    """
+    shares = np.array(weights, np.float64)
+    inputs = _located(tensors)
+    call = _loop("weighted_sum")
+    return bool(call(inputs, len(tensors), _at(shares), divisor, in_fp32, _place(out), out.numel()))
+
+
+def inner_products(
+    vectors: Sequence[Tensor], origin: Tensor | None, finite_only: bool = False
+) -> list[float]:
+    """Return the inner products of all pairs of vectors − origin, the upper triangle by rows.
+
+    Args:
+        vectors, origin: flat and of equal length, in any float dtypes.
+        finite_only: what is not finite counts as zero.
+    """
+    count = len(vectors)
+    tiles, sums = np.empty((count, TILE)), np.empty((count * (count + 1) // 2, TILE))
+    inputs, start = _located(vectors), _optional(origin)
+    call = _loop("inner_products")
+    call(inputs, count, start, vectors[0].numel(), finite_only, _at(tiles), _at(sums))
+    return [float(value) for value in sums[:, 0]]
+
+
+def keys_between(vector: Tensor, origin: Tensor | None, low: int, high: int) -> tuple[int, Keys]:
+    """Return how many keys of vector − origin lie above `high`, and the keys from `low` to `high`.
+
+    The key of an element is the bits of its magnitude in fp64 (`methods.ranks`).
+    """
+    inside, above = np.empty(vector.numel(), np.int64), c_size_t()
+    call = _loop("keys_between")
+    found = call(
+        *(_place(vector), _optional(origin), vector.numel()),
+        *(low, high, _at(inside), byref(above)),
+    )
+    return above.value, inside[:found].copy()
+
+
+@dataclass(frozen=True, slots=True)
+class Voter:
+    """A model in an election of signs.
+
+    Attributes:
+        tensor: flat.
+        weight: what counts in the divisor where the model agrees.
+        scale: what its task vector is multiplied by.
+        limit: the smallest magnitude of its task vector that stays.
+        random: a number for each element; those stay that are smaller than `below`. None for all.
+        below: see `random`.
+    """
+
+    tensor: Tensor
+    weight: float
+    scale: float
+    limit: float = 0.0
+    random: NDArray[np.uint16] | None = None
+    below: int = 0
+
+
+def merge_elected(
+    voters: Sequence[Voter],
+    base: Tensor,
+    scaling_factor: float,
+    by_count: bool,
+    normalize: bool,
+    out: Tensor,
+) -> bool:
+    """Write θ₀ + λ Σ δᵢmᵢ, δᵢ scaled task vectors; see `methods.combining.add_elected`.
+
+    Args:
+        voters: the models.
+        base, scaling_factor: θ₀ and λ.
+        by_count: the sign of an element is that which more models have, not that of Σ δᵢ.
+        normalize: divide by the weights of the models that agree.
+        out: flat, and as long as all others.
+
+    Returns:
+        whether all results are finite.
+    """
+    array = (_Voter * len(voters))(
+        *(
+            _Voter(
+                *(_place(voter.tensor), voter.weight, voter.scale, voter.limit),
+                *(None if voter.random is None else voter.random.ctypes.data, voter.below),
+            )
+            for voter in voters
+        )
+    )
+    tiles = np.empty((len(voters), TILE))
+    call = _loop("merge_elected")
+    return bool(
+        call(
+            *(array, len(voters), _place(base), scaling_factor, by_count, normalize),
+            *(_at(tiles), _place(out), out.numel()),
+        )
+    )
+
+
+def _loop(name: str) -> Callable[..., Any]:
+    loop: Callable[..., Any] = getattr(library(), name)
+    return loop
+
+
+def _place(tensor: Tensor) -> _Tensor:
+    return _Tensor(tensor.data_ptr(), KINDS[tensor.dtype])
+
+
+def _located(tensors: Sequence[Tensor]) -> Any:
+    return (_Tensor * len(tensors))(*map(_place, tensors))
+
+
+def _optional(tensor: Tensor | None) -> Any:
+    return None if tensor is None else byref(_place(tensor))
+
+
+def _at(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)

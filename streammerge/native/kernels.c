@@ -1,0 +1,324 @@
+/* The loops that a merge spends its time in.
+
+   A block goes through torch in a dozen calls or more, each of which reads and writes the cache and
+   takes the interpreter's lock. Here a whole stretch of a tensor goes through all steps in one
+   call. Each loop works on tiles: short runs of fp64 numbers, made from the bytes of any float
+   dtype, that stay in the first level of the cache.
+
+   Bits are the same on every processor, and those that torch computes in fp64 by the same steps:
+   nothing is contracted (-ffp-contract=off) or reordered, whatever the width of its vectors. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { BF16, FP16, FP32, FP64 }; /* as `native.KINDS` has them */
+enum { TILE = 1024 }; /* elements; inner products depend on it */
+
+#define INLINE static inline __attribute__((always_inline))
+/* One copy of the code for each generation of processors, chosen when the library is loaded. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(ONE_TARGET)
+#define EXPORT __attribute__((visibility("default"), \
+    target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+/* What the library was compiled from. */
+__attribute__((visibility("default"))) const char *source(void) { return SOURCE; }
+
+typedef struct {
+    void *data;
+    int64_t kind;
+} Tensor;
+
+INLINE float as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE uint64_t bits_of_double(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float from_fp16(uint16_t code) {
+    /* The exponent counts from 2^-15 instead of 2^-127, but for that of Inf and NaN. */
+    uint32_t sign = (uint32_t)(code & 0x8000) << 16, rest = (uint32_t)(code & 0x7fff) << 13;
+    uint32_t finite = bits_of(as_float(rest) * 0x1p112f);
+    return as_float((rest >= 0x0f800000 ? rest | 0x7f800000 : finite) | sign);
+}
+
+/* Fills a tile with the elements from number `first`. */
+INLINE void load(Tensor from, size_t first, size_t count, double *restrict tile) {
+    if (from.kind == BF16) {
+        const uint16_t *codes = (const uint16_t *)from.data + first;
+        for (size_t i = 0; i < count; i++) tile[i] = as_float((uint32_t)codes[i] << 16);
+    } else if (from.kind == FP16) {
+        const uint16_t *codes = (const uint16_t *)from.data + first;
+        for (size_t i = 0; i < count; i++) tile[i] = from_fp16(codes[i]);
+    } else if (from.kind == FP32) {
+        const float *values = (const float *)from.data + first;
+        for (size_t i = 0; i < count; i++) tile[i] = values[i];
+    } else {
+        memcpy(tile, (const double *)from.data + first, count * sizeof *tile);
+    }
+}
+
+INLINE uint16_t to_bf16(float value) {
+    uint32_t bits = bits_of(value);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return value == value ? rounded : 0x7fc0;
+}
+
+INLINE uint16_t to_fp16(float value) {
+    uint32_t bits = bits_of(value), rest = bits & 0x7fffffff;
+    uint32_t normal = ((rest + 0xfff + (rest >> 13 & 1)) >> 13) - (112 << 10);
+    /* Below 2^-14 all numbers are as far apart as those of fp32 from 1/2 on. */
+    uint32_t small = bits_of(as_float(rest) + 0.5f) - 0x3f000000;
+    uint32_t finite = rest < 0x38800000 ? small : normal;
+    finite = rest >= 0x47800000 ? 0x7c00 : finite;
+    return (rest > 0x7f800000 ? 0x7e00 : finite) | (bits >> 16 & 0x8000);
+}
+
+/* Puts numbers in fp32 where they belong; returns whether all results are finite. */
+INLINE int store_single(const float *restrict values, Tensor to, size_t first, size_t count) {
+    uint32_t largest = 0;
+    if (to.kind == FP32) {
+        for (size_t i = 0; i < count; i++) {
+            uint32_t rest = bits_of(values[i]) & 0x7fffffff;
+            largest = largest > rest ? largest : rest;
+        }
+        memcpy((float *)to.data + first, values, count * sizeof *values);
+        return largest < 0x7f800000;
+    }
+    uint16_t *codes = (uint16_t *)to.data + first;
+    uint16_t most = 0;
+    if (to.kind == BF16)
+        for (size_t i = 0; i < count; i++) codes[i] = to_bf16(values[i]);
+    else
+        for (size_t i = 0; i < count; i++) codes[i] = to_fp16(values[i]);
+    for (size_t i = 0; i < count; i++) {
+        uint16_t rest = codes[i] & 0x7fff;
+        most = most > rest ? most : rest;
+    }
+    return most < (to.kind == BF16 ? 0x7f80 : 0x7c00);
+}
+
+/* The fp32 number next to a value, or where that is not exact, the neighbour whose last bit is
+   odd: from there a second rounding goes the right way (Boldo and Melquiond, "Emulation of FMA and
+   correctly rounded sums", 2008). */
+INLINE float to_odd(double value) {
+    float near = (float)value;
+    uint32_t bits = bits_of(near);
+    uint32_t outwards = fabs((double)near) < fabs(value) ? bits + 1 : bits - 1;
+    return as_float((double)near != value && value == value && !(bits & 1) ? outwards : bits);
+}
+
+/* Whether any of the numbers may lie half-way between two numbers of a 16-bit dtype. */
+INLINE int halfway(const float *restrict values, int64_t kind, size_t count) {
+    uint32_t found = 0, dropped = kind == BF16 ? 0xffff : 0x1fff, half = dropped / 2 + 1;
+    uint32_t smallest_normal = kind == BF16 ? 0 : 0x38800000; /* below, more bits are dropped */
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits = bits_of(values[i]);
+        found |= ((bits & dropped) == half) | ((bits & 0x7fffffff) < smallest_normal);
+    }
+    return found != 0;
+}
+
+/* Rounds a tile once, to nearest and ties to even; returns whether all results are finite. */
+INLINE int store(const double *restrict tile, Tensor to, size_t first, size_t count) {
+    float single[TILE];
+    if (to.kind == FP64) {
+        memcpy((double *)to.data + first, tile, count * sizeof *tile);
+        uint64_t largest = 0;
+        for (size_t i = 0; i < count; i++) {
+            uint64_t rest = bits_of_double(tile[i]) & INT64_MAX;
+            largest = largest > rest ? largest : rest;
+        }
+        return largest < 0x7ff0000000000000;
+    }
+    for (size_t i = 0; i < count; i++) single[i] = (float)tile[i];
+    if (to.kind != FP32 && halfway(single, to.kind, count))
+        for (size_t i = 0; i < count; i++) single[i] = to_odd(tile[i]);
+    return store_single(single, to, first, count);
+}
+
+/* Computes sum(weights[k] * inputs[k]) / divisor; returns whether all results are finite.
+
+   in_fp32: a sum that fits into fp32 may be divided there, which gives the same result sooner. */
+EXPORT int weighted_sum(const Tensor *inputs, size_t models, const double *weights, double divisor,
+                        int in_fp32, Tensor out, size_t count) {
+    double total[TILE], term[TILE];
+    float single[TILE];
+    int finite = 1;
+    for (size_t first = 0; first < count; first += TILE) {
+        size_t length = count - first < TILE ? count - first : TILE;
+        load(inputs[0], first, length, total);
+        for (size_t i = 0; i < length; i++) total[i] *= weights[0];
+        for (size_t k = 1; k < models; k++) {
+            double weight = weights[k];
+            load(inputs[k], first, length, term);
+            for (size_t i = 0; i < length; i++) total[i] += term[i] * weight;
+        }
+        uint64_t used = 0;
+        for (size_t i = 0; i < length; i++) used |= bits_of_double(total[i]);
+        int done = 0;
+        if (in_fp32 && !(used & 0x1fffffff)) {
+            float by = (float)divisor;
+            for (size_t i = 0; i < length; i++) single[i] = (float)total[i] / by;
+            done = store_single(single, out, first, length); /* not where fp32 overflows */
+        }
+        if (!done) {
+            if (divisor != 1)
+                for (size_t i = 0; i < length; i++) total[i] /= divisor;
+            finite &= store(total, out, first, length);
+        }
+    }
+    return finite;
+}
+
+/* Fills a tile with vector - origin, or the vector itself where there is no origin. */
+INLINE void load_difference(Tensor vector, const Tensor *origin, size_t first, size_t count,
+                            double *restrict tile) {
+    double start[TILE];
+    load(vector, first, count, tile);
+    if (origin) {
+        load(*origin, first, count, start);
+        for (size_t i = 0; i < count; i++) tile[i] -= start[i];
+    }
+}
+
+/* Computes the inner products of all pairs of vectors, the upper triangle of their matrix by rows.
+
+   A product has TILE sums: sum j has the elements j, j + TILE, j + 2 TILE ... one after the other.
+   At the end the upper half of the sums is added to the lower, until there is one.
+
+   finite_only: what is not finite counts as zero.
+   vectors: room for a tile of each.
+   sums: room for a tile of each pair; the products are the first of each. */
+EXPORT void inner_products(const Tensor *inputs, size_t models, const Tensor *origin, size_t count,
+                           int finite_only, double *restrict vectors, double *restrict sums) {
+    size_t pairs = models * (models + 1) / 2;
+    memset(sums, 0, pairs * TILE * sizeof *sums);
+    for (size_t first = 0; first < count; first += TILE) {
+        size_t length = count - first < TILE ? count - first : TILE;
+        for (size_t k = 0; k < models; k++) {
+            double *vector = vectors + k * TILE;
+            load_difference(inputs[k], origin, first, length, vector);
+            if (finite_only)
+                for (size_t i = 0; i < length; i++) vector[i] = isfinite(vector[i]) ? vector[i] : 0;
+        }
+        double *sum = sums;
+        for (size_t k = 0; k < models; k++)
+            for (size_t l = k; l < models; l++, sum += TILE) {
+                const double *a = vectors + k * TILE, *b = vectors + l * TILE;
+                for (size_t i = 0; i < length; i++) sum[i] += a[i] * b[i];
+            }
+    }
+    for (double *sum = sums; sum < sums + pairs * TILE; sum += TILE)
+        for (size_t half = TILE / 2; half; half /= 2)
+            for (size_t i = 0; i < half; i++) sum[i] += sum[i + half];
+}
+
+/* Looks at the keys of vector - origin, the bits of |x| in fp64, for those from `low` to `high`.
+
+   inside: room for all keys; gets those between the two.
+   above: gets the number of keys that are higher.
+   Returns the number of keys between the two. */
+EXPORT size_t keys_between(Tensor vector, const Tensor *origin, size_t count, int64_t low,
+                           int64_t high, int64_t *restrict inside, size_t *above) {
+    double tile[TILE];
+    int64_t keys[TILE];
+    size_t found = 0, higher = 0;
+    for (size_t first = 0; first < count; first += TILE) {
+        size_t length = count - first < TILE ? count - first : TILE, over = 0;
+        load_difference(vector, origin, first, length, tile);
+        for (size_t i = 0; i < length; i++) {
+            keys[i] = (int64_t)(bits_of_double(tile[i]) & INT64_MAX);
+            over += keys[i] > high;
+        }
+        higher += over;
+        for (size_t i = 0; i < length; i++) { /* without a branch, which would be guessed wrong */
+            inside[found] = keys[i];
+            found += (keys[i] >= low) & (keys[i] <= high);
+        }
+    }
+    *above = higher;
+    return found;
+}
+
+typedef struct {
+    Tensor tensor;
+    double weight;
+    double scale;
+    double limit;
+    const uint16_t *random;
+    int64_t below;
+} Voter;
+
+/* Fills a tile with the task vector of a voter, made sparse and scaled, and adds its vote. */
+INLINE void load_vote(const Voter *voter, const double *restrict base, size_t first, size_t count,
+                      int by_count, double *restrict delta, double *restrict votes) {
+    double limit = voter->limit, scale = voter->scale;
+    load(voter->tensor, first, count, delta);
+    for (size_t i = 0; i < count; i++) {
+        double change = delta[i] - base[i];
+        delta[i] = (fabs(change) < limit ? 0 : change) * (voter->random ? 1 : scale);
+    }
+    if (voter->random) {
+        const uint16_t *random = voter->random + first;
+        int32_t below = (int32_t)voter->below;
+        for (size_t i = 0; i < count; i++)
+            delta[i] = delta[i] * (random[i] < below ? 1 : 0) * scale;
+    }
+    if (by_count)
+        for (size_t i = 0; i < count; i++) votes[i] += (delta[i] > 0) - (delta[i] < 0);
+    else
+        for (size_t i = 0; i < count; i++) votes[i] += delta[i];
+}
+
+/* Merges what agrees on a sign: base + scaling * sum(d[k] * m[k]), where d[k] is the task vector of
+   a voter and m[k] is 1 where it has the sign that is elected; divided by sum(weight[k] * m[k]), if
+   that is asked for and not zero. Returns whether all results are finite.
+
+   by_count: each voter has one vote, instead of as much as its element is large.
+   deltas: room for a tile of each. */
+EXPORT int merge_elected(const Voter *voters, size_t models, Tensor base, double scaling,
+                         int by_count, int normalize, double *restrict deltas, Tensor out,
+                         size_t count) {
+    double start[TILE], votes[TILE], total[TILE], divisor[TILE];
+    int finite = 1;
+    for (size_t first = 0; first < count; first += TILE) {
+        size_t length = count - first < TILE ? count - first : TILE;
+        for (size_t i = 0; i < length; i++) votes[i] = total[i] = divisor[i] = 0;
+        load(base, first, length, start);
+        for (size_t k = 0; k < models; k++)
+            load_vote(voters + k, start, first, length, by_count, deltas + k * TILE, votes);
+        for (size_t i = 0; i < length; i++) votes[i] = votes[i] >= 0 ? 1 : -1;
+        for (size_t k = 0; k < models; k++) {
+            const double *delta = deltas + k * TILE;
+            double weight = voters[k].weight;
+            for (size_t i = 0; i < length; i++) {
+                double agreeing = delta[i] * votes[i];
+                agreeing = agreeing < 0 ? 0 : agreeing;
+                total[i] += agreeing;
+                divisor[i] += agreeing > 0 ? weight : 0;
+            }
+        }
+        if (normalize)
+            for (size_t i = 0; i < length; i++) total[i] /= divisor[i] == 0 ? 1 : divisor[i];
+        for (size_t i = 0; i < length; i++) total[i] = start[i] + total[i] * scaling * votes[i];
+        finite &= store(total, out, first, length);
+    }
+    return finite;
+}
