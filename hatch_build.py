@@ -53,12 +53,12 @@ def compile_library(source: Path, library: Path) -> str:
     The library carries the digest of what it was made from, so that no other is used with the
     Python that calls it.
     """
-    library.unlink(missing_ok=True)
     if sys.platform == "win32":
         return "they are written for gcc and clang"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    command = [*compiler, *FLAGS, f'-DSOURCE="{digest}"', "-o", str(library), str(source), "-lm"]
+    made = library.with_suffix(".new")  # who has the present one loaded keeps it
+    command = [*compiler, *FLAGS, f'-DSOURCE="{digest}"', "-o", str(made), str(source), "-lm"]
     error = ""
     for more in ([], ["-DONE_TARGET"]):  # not every compiler can choose code by the processor
         try:
@@ -66,6 +66,7 @@ def compile_library(source: Path, library: Path) -> str:
         except OSError as missing:
             return f"no C compiler ({missing})"
         if done.returncode == 0:
+            made.replace(library)
             return ""
         error = done.stderr.strip() or f"{compiler[0]} exits with {done.returncode}"
     return error

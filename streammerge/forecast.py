@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.downloads import needed_downloads
@@ -12,6 +13,7 @@ from streammerge.plan import Plan
 from streammerge.storage import IoMode
 
 AUTO_DEVICE_REASON = "a merge waits for the disk, not for arithmetic"
+NOT_COMPILED = "slowly: streammerge was installed where there was no C compiler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,15 @@ def forecast(
         bytes_written=sum(shard.file_size for shard in plan.shards),
         bytes_downloaded=sum(d.missing for d in needed_downloads(plan, checkpoints)),
         reading=f"files: {counts}" + (f" ({reason})" if local else ""),
-        device=f"cpu ({AUTO_DEVICE_REASON})" if device == "auto" else f"{device} (as given)",
+        device=_describe(device),
     )
+
+
+def _describe(device: str) -> str:
+    reason = AUTO_DEVICE_REASON if device == "auto" else "as given"
+    chosen = "cpu" if device == "auto" else device
+    is_compiled = (Path(__file__).parent / "native" / "kernels.so").exists()
+    return f"{chosen} ({reason if is_compiled or chosen != 'cpu' else NOT_COMPILED})"
 
 
 def bytes_to_read(plan: Plan, checkpoints: Sequence[Checkpoint], file: str) -> int:

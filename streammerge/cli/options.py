@@ -174,7 +174,7 @@ MaxShardSize = Annotated[
     str, typer.Option("--max-shard-size", metavar="SIZE", help="Size of an output shard.")
 ]
 Device = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:<i> or mps.")
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:<i>.")
 ]
 IoOption = Annotated[
     Io, typer.Option("--io", help="How inputs are read; auto: by what lies in the page cache.")
