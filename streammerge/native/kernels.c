@@ -15,6 +15,7 @@
 
 enum { BF16, FP16, FP32, FP64 }; /* as `native.KINDS` has them */
 enum { TILE = 1024 }; /* elements; inner products depend on it */
+enum { GROUP = 8 }; /* elements that are looked at together */
 
 #define INLINE static inline __attribute__((always_inline))
 /* One copy of the code for each generation of processors, chosen when the library is loaded. */
@@ -58,20 +59,24 @@ INLINE float from_fp16(uint16_t code) {
     return as_float((rest >= 0x0f800000 ? rest | 0x7f800000 : finite) | sign);
 }
 
-/* Fills a tile with the elements from number `first`. */
-INLINE void load(Tensor from, size_t first, size_t count, double *restrict tile) {
-    if (from.kind == BF16) {
-        const uint16_t *codes = (const uint16_t *)from.data + first;
-        for (size_t i = 0; i < count; i++) tile[i] = as_float((uint32_t)codes[i] << 16);
-    } else if (from.kind == FP16) {
-        const uint16_t *codes = (const uint16_t *)from.data + first;
-        for (size_t i = 0; i < count; i++) tile[i] = from_fp16(codes[i]);
-    } else if (from.kind == FP32) {
-        const float *values = (const float *)from.data + first;
-        for (size_t i = 0; i < count; i++) tile[i] = values[i];
-    } else {
-        memcpy(tile, (const double *)from.data + first, count * sizeof *tile);
-    }
+/* Returns an element; the kind is known to the compiler, so that it can vectorize the loop. */
+INLINE double element(int kind, const void *data, size_t i) {
+    return kind == BF16   ? as_float((uint32_t)((const uint16_t *)data)[i] << 16)
+           : kind == FP16 ? from_fp16(((const uint16_t *)data)[i])
+           : kind == FP32 ? ((const float *)data)[i]
+                          : ((const double *)data)[i];
+}
+
+/* Calls a function that goes over elements of a tensor from number `first`. */
+#define BY_KIND(function, tensor, first, ...) \
+    ((tensor).kind == BF16   ? function(BF16, (uint16_t *)(tensor).data + first, __VA_ARGS__) \
+     : (tensor).kind == FP16 ? function(FP16, (uint16_t *)(tensor).data + first, __VA_ARGS__) \
+     : (tensor).kind == FP32 ? function(FP32, (float *)(tensor).data + first, __VA_ARGS__) \
+                             : function(FP64, (double *)(tensor).data + first, __VA_ARGS__))
+
+/* Fills a tile with elements. */
+INLINE void load(int kind, const void *data, size_t count, double *restrict tile) {
+    for (size_t i = 0; i < count; i++) tile[i] = element(kind, data, i);
 }
 
 INLINE uint16_t to_bf16(float value) {
@@ -153,23 +158,26 @@ INLINE int store(const double *restrict tile, Tensor to, size_t first, size_t co
     return store_single(single, to, first, count);
 }
 
+/* Adds weight * element to each sum of a tile. */
+INLINE void add_products(int kind, const void *data, size_t count, double weight,
+                         double *restrict sum) {
+    for (size_t i = 0; i < count; i++) sum[i] += element(kind, data, i) * weight;
+}
+
 /* Computes sum(weights[k] * inputs[k]) / divisor; returns whether all results are finite.
 
    in_fp32: a sum that fits into fp32 may be divided there, which gives the same result sooner. */
 EXPORT int weighted_sum(const Tensor *inputs, size_t models, const double *weights, double divisor,
                         int in_fp32, Tensor out, size_t count) {
-    double total[TILE], term[TILE];
+    double total[TILE];
     float single[TILE];
     int finite = 1;
     for (size_t first = 0; first < count; first += TILE) {
         size_t length = count - first < TILE ? count - first : TILE;
-        load(inputs[0], first, length, total);
+        BY_KIND(load, inputs[0], first, length, total);
         for (size_t i = 0; i < length; i++) total[i] *= weights[0];
-        for (size_t k = 1; k < models; k++) {
-            double weight = weights[k];
-            load(inputs[k], first, length, term);
-            for (size_t i = 0; i < length; i++) total[i] += term[i] * weight;
-        }
+        for (size_t k = 1; k < models; k++)
+            BY_KIND(add_products, inputs[k], first, length, weights[k], total);
         uint64_t used = 0;
         for (size_t i = 0; i < length; i++) used |= bits_of_double(total[i]);
         int done = 0;
@@ -187,15 +195,16 @@ EXPORT int weighted_sum(const Tensor *inputs, size_t models, const double *weigh
     return finite;
 }
 
+/* Subtracts elements from a tile. */
+INLINE void subtract(int kind, const void *data, size_t count, double *restrict tile) {
+    for (size_t i = 0; i < count; i++) tile[i] -= element(kind, data, i);
+}
+
 /* Fills a tile with vector - origin, or the vector itself where there is no origin. */
 INLINE void load_difference(Tensor vector, const Tensor *origin, size_t first, size_t count,
                             double *restrict tile) {
-    double start[TILE];
-    load(vector, first, count, tile);
-    if (origin) {
-        load(*origin, first, count, start);
-        for (size_t i = 0; i < count; i++) tile[i] -= start[i];
-    }
+    BY_KIND(load, vector, first, count, tile);
+    if (origin) BY_KIND(subtract, *origin, first, count, tile);
 }
 
 /* Computes the inner products of all pairs of vectors, the upper triangle of their matrix by rows.
@@ -239,6 +248,7 @@ EXPORT size_t keys_between(Tensor vector, const Tensor *origin, size_t count, in
                            int64_t high, int64_t *restrict inside, size_t *above) {
     double tile[TILE];
     int64_t keys[TILE];
+    uint8_t is_inside[TILE + GROUP];
     size_t found = 0, higher = 0;
     for (size_t first = 0; first < count; first += TILE) {
         size_t length = count - first < TILE ? count - first : TILE, over = 0;
@@ -246,11 +256,17 @@ EXPORT size_t keys_between(Tensor vector, const Tensor *origin, size_t count, in
         for (size_t i = 0; i < length; i++) {
             keys[i] = (int64_t)(bits_of_double(tile[i]) & INT64_MAX);
             over += keys[i] > high;
+            is_inside[i] = (keys[i] >= low) & (keys[i] <= high);
         }
         higher += over;
-        for (size_t i = 0; i < length; i++) { /* without a branch, which would be guessed wrong */
-            inside[found] = keys[i];
-            found += (keys[i] >= low) & (keys[i] <= high);
+        memset(is_inside + length, 0, GROUP);
+        for (size_t group = 0; group < length; group += GROUP) { /* most groups have none */
+            uint64_t any;
+            memcpy(&any, is_inside + group, GROUP);
+            for (size_t i = group; any && i < group + GROUP && i < length; i++) {
+                inside[found] = keys[i]; /* without a branch, which would be guessed wrong */
+                found += is_inside[i];
+            }
         }
     }
     *above = higher;
@@ -266,21 +282,25 @@ typedef struct {
     int64_t below;
 } Voter;
 
+/* Fills a tile with the task vector of a voter, what is smaller than the limit being zero. */
+INLINE void load_trimmed(int kind, const void *data, size_t count, const double *restrict base,
+                         double limit, double scale, double *restrict delta) {
+    for (size_t i = 0; i < count; i++) {
+        double change = element(kind, data, i) - base[i];
+        delta[i] = (fabs(change) < limit ? 0 : change) * scale;
+    }
+}
+
 /* Fills a tile with the task vector of a voter, made sparse and scaled, and adds its vote. */
 INLINE void load_vote(const Voter *voter, const double *restrict base, size_t first, size_t count,
                       int by_count, double *restrict delta, double *restrict votes) {
+    const uint16_t *random = voter->random;
     double limit = voter->limit, scale = voter->scale;
-    load(voter->tensor, first, count, delta);
-    for (size_t i = 0; i < count; i++) {
-        double change = delta[i] - base[i];
-        delta[i] = (fabs(change) < limit ? 0 : change) * (voter->random ? 1 : scale);
-    }
-    if (voter->random) {
-        const uint16_t *random = voter->random + first;
-        int32_t below = (int32_t)voter->below;
+    int32_t below = (int32_t)voter->below;
+    BY_KIND(load_trimmed, voter->tensor, first, count, base, limit, random ? 1 : scale, delta);
+    if (random)
         for (size_t i = 0; i < count; i++)
-            delta[i] = delta[i] * (random[i] < below ? 1 : 0) * scale;
-    }
+            delta[i] = delta[i] * (random[first + i] < below) * scale;
     if (by_count)
         for (size_t i = 0; i < count; i++) votes[i] += (delta[i] > 0) - (delta[i] < 0);
     else
@@ -301,7 +321,7 @@ EXPORT int merge_elected(const Voter *voters, size_t models, Tensor base, double
     for (size_t first = 0; first < count; first += TILE) {
         size_t length = count - first < TILE ? count - first : TILE;
         for (size_t i = 0; i < length; i++) votes[i] = total[i] = divisor[i] = 0;
-        load(base, first, length, start);
+        BY_KIND(load, base, first, length, start);
         for (size_t k = 0; k < models; k++)
             load_vote(voters + k, start, first, length, by_count, deltas + k * TILE, votes);
         for (size_t i = 0; i < length; i++) votes[i] = votes[i] >= 0 ? 1 : -1;
