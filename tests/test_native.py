@@ -27,7 +27,7 @@ from streammerge.methods.workspace import Workspace
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 DTYPES = (BF16, FP16, FP32, FP64)
 ELECTED = [*((dtype, dtype) for dtype in DTYPES), (FP32, BF16), (BF16, FP32)]
-LENGTHS = (1, 1024, 2500)
+LENGTHS = (1, 256, 1000)
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 compiled = pytest.mark.skipif(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
-TILE = 1024
+TILE = 256
 """Elements that go through a loop at once, as in kernels.c."""
 
 Doubles = NDArray[np.float64]

@@ -14,7 +14,7 @@
 #include <string.h>
 
 enum { BF16, FP16, FP32, FP64 }; /* as `native.KINDS` has them */
-enum { TILE = 1024 }; /* elements; inner products depend on it */
+enum { TILE = 256 }; /* elements; inner products depend on it */
 enum { GROUP = 8 }; /* elements that are looked at together */
 
 #define INLINE static inline __attribute__((always_inline))
