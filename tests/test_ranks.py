@@ -130,7 +130,7 @@ def test_a_tally_holds_few_keys_whatever_it_counts() -> None:
     tally = Tally()
     everything = [generator.integers(0, 2**31, 777).astype(np.int32) for _ in range(40)]
     for keys in everything:
-        tally.add(keys)
+        tally.add(keys, np.ones(len(keys), np.int64))
     keys, counts = tally.result()
     assert 0 < len(keys) <= 64
     expected = np.unique(np.concatenate(everything) >> tally.shift, return_counts=True)

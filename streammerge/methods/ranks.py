@@ -145,7 +145,7 @@ class _Search:
         self._low = int(sample[low]) if low >= 0 else 0
         self._high = int(sample[high]) if high < size else self._largest
 
-    def look_at(self, tensor: Tensor, base: Tensor) -> tuple[int, Keys]:
+    def look_at(self, tensor: Tensor, base: Tensor) -> tuple[int, Keys, Counts]:
         """Do what `look` does with the keys of a task vector in fp64."""
         from streammerge import native
 
@@ -153,15 +153,16 @@ class _Search:
             return native.keys_between(tensor, base, self._low, self._high)
         return self.look(magnitude_keys(tensor.double() - base.double()))
 
-    def look(self, keys: Keys) -> tuple[int, Keys]:
-        """Return how many keys lie above the bracket, and the keys in it."""
+    def look(self, keys: Keys) -> tuple[int, Keys, Counts]:
+        """Return how many keys lie above the bracket; those in it, and how often each is there."""
         above, not_below = keys > self._high, keys >= self._low
-        return int(np.count_nonzero(above)), keys[np.flatnonzero(above != not_below)]
+        inside, counts = np.unique(keys[np.flatnonzero(above != not_below)], return_counts=True)
+        return int(np.count_nonzero(above)), inside, counts
 
-    def count(self, above: int, inside: Keys) -> None:
+    def count(self, above: int, inside: Keys, counts: Counts) -> None:
         """Count what `look` returned for a chunk."""
         self._above += above
-        self._tally.add(inside)
+        self._tally.add(inside, counts)
 
     def narrow(self) -> None:
         """Find the key, or choose the next bracket, in which it is certain to lie."""
@@ -200,12 +201,12 @@ class Tally:
         self.shift = 0
         self._keys: Keys | None = None
         self._counts: Counts = np.zeros(0, np.int64)
-        self._waiting: list[Keys] = []
+        self._waiting: list[tuple[Keys, Counts]] = []
         self._size = 0
 
-    def add(self, keys: Keys) -> None:
-        """Count keys."""
-        self._waiting.append(keys)
+    def add(self, keys: Keys, counts: Counts) -> None:
+        """Count keys, in any order; one may come more than once."""
+        self._waiting.append((keys, counts))
         self._size += len(keys)
         if self._size >= _WAITING:
             self._settle()
@@ -220,14 +221,13 @@ class Tally:
     def _settle(self) -> None:
         if not self._waiting:
             return
-        new = np.concatenate(self._waiting)
+        known = [] if self._keys is None else [self._keys]
+        new = [keys >> self.shift if self.shift else keys for keys, _ in self._waiting]
+        every = np.concatenate([*known, *new])
+        times = np.concatenate([self._counts, *(counts for _, counts in self._waiting)])
+        order = np.argsort(every)
         self._waiting, self._size = [], 0
-        new.sort()
-        keys, counts = _run_lengths(new >> self.shift, np.ones(len(new), np.int64))
-        if self._keys is not None:
-            order = np.argsort(both := np.concatenate([self._keys, keys]), kind="stable")
-            every = np.concatenate([self._counts, counts])
-            keys, counts = _run_lengths(both[order], every[order])
+        keys, counts = _run_lengths(every[order], times[order])
         while len(keys) > _DISTINCT:
             self.shift += 1
             keys, counts = _run_lengths(keys >> 1, counts)

@@ -23,6 +23,7 @@ from torch import Tensor
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
 TILE = 256
 """Elements that go through a loop at once, as in kernels.c."""
+_SLOTS = 2**10
 
 Doubles = NDArray[np.float64]
 Keys = NDArray[np.int64]
@@ -54,7 +55,10 @@ _ARGUMENTS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "keys_between": (
         c_size_t,
-        (_Tensor, POINTER(_Tensor), c_size_t, c_int64, c_int64, c_void_p, POINTER(c_size_t)),
+        (
+            *(_Tensor, POINTER(_Tensor), c_size_t, c_int64, c_int64),
+            *(c_void_p, c_void_p, POINTER(c_size_t)),
+        ),
     ),
     "merge_elected": (
         c_int,
@@ -134,18 +138,25 @@ def inner_products(
     return [float(value) for value in sums[:, 0]]
 
 
-def keys_between(vector: Tensor, origin: Tensor | None, low: int, high: int) -> tuple[int, Keys]:
-    """Return how many keys of vector − origin lie above `high`, and the keys from `low` to `high`.
+def keys_between(
+    vector: Tensor, origin: Tensor | None, low: int, high: int
+) -> tuple[int, Keys, Keys]:
+    """Tally the keys of vector − origin, which are the bits of its magnitudes in fp64.
 
-    The key of an element is the bits of its magnitude in fp64 (`methods.ranks`).
+    Returns:
+        how many lie above `high`; those from `low` to `high`, in any order and perhaps more than
+        once; and how often each was seen.
     """
-    inside, above = np.empty(vector.numel(), np.int64), c_size_t()
+    slots, others = np.zeros((_SLOTS, 2), np.int64), np.empty(vector.numel(), np.int64)
+    above = c_size_t()
     call = _loop("keys_between")
-    found = call(
+    rest = call(
         *(_place(vector), _optional(origin), vector.numel()),
-        *(low, high, _at(inside), byref(above)),
+        *(low, high, _at(slots), _at(others), byref(above)),
     )
-    return above.value, inside[:found].copy()
+    seen = slots[slots[:, 1] > 0]
+    keys = np.concatenate([seen[:, 0], others[:rest]])
+    return above.value, keys, np.concatenate([seen[:, 1], np.ones(rest, np.int64)])
 
 
 @dataclass(frozen=True, slots=True)

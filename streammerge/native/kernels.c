@@ -16,6 +16,7 @@
 enum { BF16, FP16, FP32, FP64 }; /* as `native.KINDS` has them */
 enum { TILE = 256 }; /* elements; inner products depend on it */
 enum { GROUP = 8 }; /* elements that are looked at together */
+enum { SLOT_BITS = 10 };
 
 #define INLINE static inline __attribute__((always_inline))
 /* One copy of the code for each generation of processors, chosen when the library is loaded. */
@@ -239,38 +240,57 @@ EXPORT void inner_products(const Tensor *inputs, size_t models, const Tensor *or
             for (size_t i = 0; i < half; i++) sum[i] += sum[i + half];
 }
 
-/* Looks at the keys of vector - origin, the bits of |x| in fp64, for those from `low` to `high`.
+typedef struct {
+    int64_t key;
+    int64_t count;
+} Tally;
 
-   inside: room for all keys; gets those between the two.
-   above: gets the number of keys that are higher.
-   Returns the number of keys between the two. */
+/* Counts a key where its slot is free or its own already; returns whether it did. */
+INLINE int count_key(Tally *restrict slots, int64_t key) {
+    Tally *slot = slots + ((uint64_t)key * 0x9e3779b97f4a7c15 >> (64 - SLOT_BITS));
+    if (!slot->count) slot->key = key;
+    slot->count += slot->key == key;
+    return slot->key == key;
+}
+
+/* Tallies the keys of vector - origin, the bits of |x| in fp64, from `low` to `high`.
+
+   Differences of 16-bit numbers have few values, some of them very often.
+
+   slots: 2^SLOT_BITS of them, all zero; get keys and how often each is there.
+   others: room for all keys; gets those whose slot another key has.
+   above: gets the number of keys that are higher than `high`.
+   Returns the number of others. */
 EXPORT size_t keys_between(Tensor vector, const Tensor *origin, size_t count, int64_t low,
-                           int64_t high, int64_t *restrict inside, size_t *above) {
+                           int64_t high, Tally *restrict slots, int64_t *restrict others,
+                           size_t *above) {
     double tile[TILE];
-    int64_t keys[TILE];
-    uint8_t is_inside[TILE + GROUP];
-    size_t found = 0, higher = 0;
+    int64_t keys[TILE], inside[TILE];
+    uint8_t is_inside[TILE];
+    size_t rest = 0, higher = 0;
     for (size_t first = 0; first < count; first += TILE) {
-        size_t length = count - first < TILE ? count - first : TILE, over = 0;
+        size_t length = count - first < TILE ? count - first : TILE, over = 0, found = 0;
         load_difference(vector, origin, first, length, tile);
+        memset(is_inside, 0, TILE);
         for (size_t i = 0; i < length; i++) {
             keys[i] = (int64_t)(bits_of_double(tile[i]) & INT64_MAX);
             over += keys[i] > high;
             is_inside[i] = (keys[i] >= low) & (keys[i] <= high);
         }
         higher += over;
-        memset(is_inside + length, 0, GROUP);
-        for (size_t group = 0; group < length; group += GROUP) { /* most groups have none */
+        for (size_t group = 0; group < TILE; group += GROUP) { /* many groups have none */
             uint64_t any;
             memcpy(&any, is_inside + group, GROUP);
-            for (size_t i = group; any && i < group + GROUP && i < length; i++) {
+            for (size_t i = group; any && i < group + GROUP; i++) {
                 inside[found] = keys[i]; /* without a branch, which would be guessed wrong */
                 found += is_inside[i];
             }
         }
+        for (size_t i = 0; i < found; i++)
+            if (!count_key(slots, inside[i])) others[rest++] = inside[i];
     }
     *above = higher;
-    return found;
+    return rest;
 }
 
 typedef struct {
