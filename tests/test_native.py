@@ -223,7 +223,7 @@ def test_elections(
             for i in range(count)
         ]
         rules = Rules(election, normalize, scaling, seed=3)
-        place = Place("a", (numel,), 0, numel)
+        place = Place("a", (numel + 4099,), 4099, numel)
 
         def run() -> tuple[bool, Tensor]:
             out = torch.empty(numel, dtype=result)  # noqa: B023

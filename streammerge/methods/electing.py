@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,7 @@ from streammerge import native
 from streammerge.methods.averaging import Terms, sum_terms
 from streammerge.methods.combining import Election, add_elected, integers, task_vectors
 from streammerge.methods.finite import all_finite
-from streammerge.methods.measuring import CHUNK
-from streammerge.methods.place import Place
+from streammerge.methods.place import Place, chance
 from streammerge.methods.rounding import round_once
 from streammerge.methods.sparsifying import trim
 from streammerge.methods.workspace import Workspace
@@ -89,27 +88,18 @@ def _merge_natively(
     weights: Sequence[float] = [voter.weight for voter in voters]
     if rules.normalize:
         weights = integers(tuple(weights))
-    finite = True
-    for block in _blocks(out.numel(), any(voter.chance < 1 for voter in voters)):
-        part, ballots = place.part(block), []
-        for voter, weight in zip(voters, weights, strict=True):
-            random, below = None, 0
-            if voter.chance < 1:
-                random, below = part.drawn(rules.seed, voter.stream, voter.chance)
-            limit = math.inf if math.isnan(voter.limit) else voter.limit
-            tensor, scale = voter.tensor[block], weight * voter.factor
-            ballots.append(native.Voter(tensor, weight, scale, limit, random, below))
-        by_count = rules.election == "frequency"
-        settings = rules.scaling_factor, by_count, rules.normalize
-        finite &= native.merge_elected(ballots, base[block], *settings, out[block])
-    return finite
-
-
-def _blocks(numel: int, random: bool) -> Iterator[slice]:
-    """Yield all at once, or blocks whose random numbers stay in the cache."""
-    step = CHUNK if random else max(1, numel)
-    for start in range(0, numel, step):
-        yield slice(start, min(start + step, numel))
+    ballots = [
+        native.Voter(
+            *(voter.tensor, weight, weight * voter.factor),
+            limit=math.inf if math.isnan(voter.limit) else voter.limit,
+            below=chance(voter.chance) if voter.chance < 1 else 2**16,
+            generator=place.generator(rules.seed, voter.stream),
+        )
+        for voter, weight in zip(voters, weights, strict=True)
+    ]
+    by_count = rules.election == "frequency"
+    settings = rules.scaling_factor, by_count, rules.normalize
+    return native.merge_elected(ballots, base, place.first, *settings, out)
 
 
 def _task_vectors(

@@ -65,34 +65,37 @@ class Place:
         """
         import torch
 
-        numbers, below = self.drawn(seed, stream, probability)
-        chosen = torch.from_numpy((numbers < below).astype(np.float32))
-        return chosen.to(like.device, like.dtype).view(like.shape)
+        chosen = self._bits(seed, stream) < chance(probability)
+        numbers = torch.from_numpy(chosen.astype(np.float32))
+        return numbers.to(like.device, like.dtype).view(like.shape)
 
-    def drawn(self, seed: int, stream: int, probability: float) -> tuple[NDArray[np.uint16], int]:
-        """Return a number for each element, and the one below which those are that are chosen."""
-        return self._bits(seed, stream), math.ceil(probability * _STEPS - 0.5)
+    def generator(self, seed: int, stream: int) -> tuple[int, int]:
+        """Return state and increment of the generator, before the tensor's first element."""
+        digest = hashlib.sha256(f"{seed}\0{stream}\0{self.name}".encode()).digest()
+        return int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little") | 1
 
     def part(self, block: slice) -> Place:
         """Return where a block of this block lies."""
         return Place(self.name, self.shape, self.first + block.start, block.stop - block.start)
 
     def _bits(self, seed: int, stream: int) -> NDArray[np.uint16]:
-        digest = hashlib.sha256(f"{seed}\0{stream}\0{self.name}".encode()).digest()
         step, skip = divmod(self.first, _PER_STEP)
+        state, increment = self.generator(seed, stream)
         generator = _generator()
         generator.state = {
             "bit_generator": "PCG64DXSM",
-            "state": {
-                "state": int.from_bytes(digest[:16], "little"),
-                "inc": int.from_bytes(digest[16:], "little") | 1,
-            },
+            "state": {"state": state, "inc": increment},
             "has_uint32": 0,
             "uinteger": 0,
         }
         generator.advance(step)
         raw = generator.random_raw(-(-(skip + self.numel) // _PER_STEP))
         return raw.astype("<u8", copy=False).view("<u2")[skip : skip + self.numel]
+
+
+def chance(probability: float) -> int:
+    """Return how many of the 2¹⁶ numbers are below a probability."""
+    return math.ceil(probability * _STEPS - 0.5)
 
 
 _of_thread = threading.local()

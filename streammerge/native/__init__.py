@@ -10,7 +10,7 @@ import ctypes
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class _Voter(ctypes.Structure):
         ("weight", c_double),
         ("scale", c_double),
         ("limit", c_double),
-        ("random", c_void_p),
         ("below", c_int64),
+        ("generator", c_uint64 * 4),
     )
 
 
@@ -63,7 +63,7 @@ _ARGUMENTS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "merge_elected": (
         c_int,
         (
-            *(POINTER(_Voter), c_size_t, _Tensor, c_double),
+            *(POINTER(_Voter), c_size_t, _Tensor, c_uint64, c_double),
             *(c_int, c_int, c_void_p, _Tensor, c_size_t),
         ),
     ),
@@ -168,21 +168,23 @@ class Voter:
         weight: what counts in the divisor where the model agrees.
         scale: what its task vector is multiplied by.
         limit: the smallest magnitude of its task vector that stays.
-        random: a number for each element; those stay that are smaller than `below`. None for all.
-        below: see `random`.
+        below: of 2¹⁶, the chance that an element stays.
+        generator: state and increment of the PCG64DXSM that draws a number for each element, four
+            from each of its numbers; those stay whose number is smaller than `below`.
     """
 
     tensor: Tensor
     weight: float
     scale: float
     limit: float = 0.0
-    random: NDArray[np.uint16] | None = None
-    below: int = 0
+    below: int = 2**16
+    generator: tuple[int, int] = (0, 1)
 
 
 def merge_elected(
     voters: Sequence[Voter],
     base: Tensor,
+    position: int,
     scaling_factor: float,
     by_count: bool,
     normalize: bool,
@@ -193,6 +195,7 @@ def merge_elected(
     Args:
         voters: the models.
         base, scaling_factor: θ₀ and λ.
+        position: of the first element in its tensor.
         by_count: the sign of an element is that which more models have, not that of Σ δᵢ.
         normalize: divide by the weights of the models that agree.
         out: flat, and as long as all others.
@@ -203,8 +206,8 @@ def merge_elected(
     array = (_Voter * len(voters))(
         *(
             _Voter(
-                *(_place(voter.tensor), voter.weight, voter.scale, voter.limit),
-                *(None if voter.random is None else voter.random.ctypes.data, voter.below),
+                *(_place(voter.tensor), voter.weight, voter.scale, voter.limit, voter.below),
+                (c_uint64 * 4)(*_words(*voter.generator)),
             )
             for voter in voters
         )
@@ -213,8 +216,8 @@ def merge_elected(
     call = _loop("merge_elected")
     return bool(
         call(
-            *(array, len(voters), _place(base), scaling_factor, by_count, normalize),
-            *(_at(tiles), _place(out), out.numel()),
+            *(array, len(voters), _place(base), position, scaling_factor),
+            *(by_count, normalize, _at(tiles), _place(out), out.numel()),
         )
     )
 
@@ -234,6 +237,11 @@ def _located(tensors: Sequence[Tensor]) -> Any:
 
 def _optional(tensor: Tensor | None) -> Any:
     return None if tensor is None else byref(_place(tensor))
+
+
+def _words(*numbers: int) -> list[int]:
+    """Return 128-bit numbers as pairs of 64-bit ones, the low one first."""
+    return [number >> shift & 2**64 - 1 for number in numbers for shift in (0, 64)]
 
 
 def _at(array: NDArray[Any]) -> int:

@@ -293,13 +293,54 @@ EXPORT size_t keys_between(Tensor vector, const Tensor *origin, size_t count, in
     return rest;
 }
 
+/* PCG64DXSM, which numpy has too (O'Neill, "PCG: a family of simple fast space-efficient
+   statistically good algorithms for random number generation", 2014). */
+typedef unsigned __int128 State;
+static const uint64_t MULTIPLIER = 0xda942042e4dd58b5;
+
+typedef struct {
+    uint64_t state[2];
+    uint64_t increment[2];
+} Generator;
+
+INLINE State join(const uint64_t words[2]) { return (State)words[1] << 64 | words[0]; }
+
+/* Skips numbers, doubling the step: so many times as their count has bits. */
+static void advance(Generator *generator, uint64_t numbers) {
+    State state = join(generator->state), increment = join(generator->increment);
+    State multiplier = MULTIPLIER;
+    for (; numbers; numbers /= 2) {
+        if (numbers & 1) state = state * multiplier + increment;
+        increment *= multiplier + 1;
+        multiplier *= multiplier;
+    }
+    generator->state[0] = (uint64_t)state, generator->state[1] = (uint64_t)(state >> 64);
+}
+
+/* Fills a tile with 16-bit numbers, four of each 64-bit one, without the first `skip`; moves the
+   generator on by a tile. */
+INLINE void draw(Generator *generator, size_t skip, size_t count, uint16_t *restrict numbers) {
+    State state = join(generator->state), increment = join(generator->increment);
+    for (size_t i = 0; i < skip + count; i += 4) {
+        uint64_t low = (uint64_t)state | 1, high = (uint64_t)(state >> 64);
+        high ^= high >> 32;
+        high *= MULTIPLIER;
+        high ^= high >> 48;
+        high *= low;
+        memcpy(numbers + i, &(uint16_t[4]){high, high >> 16, high >> 32, high >> 48}, 8);
+        state = state * MULTIPLIER + increment;
+        if (i + 4 == TILE)
+            generator->state[0] = (uint64_t)state, generator->state[1] = (uint64_t)(state >> 64);
+    }
+}
+
 typedef struct {
     Tensor tensor;
     double weight;
     double scale;
     double limit;
-    const uint16_t *random;
-    int64_t below;
+    int64_t below; /* of 2^16: the chance that an element stays; all of them for 2^16 */
+    Generator generator;
 } Voter;
 
 /* Fills a tile with the task vector of a voter, what is smaller than the limit being zero. */
@@ -312,15 +353,17 @@ INLINE void load_trimmed(int kind, const void *data, size_t count, const double 
 }
 
 /* Fills a tile with the task vector of a voter, made sparse and scaled, and adds its vote. */
-INLINE void load_vote(const Voter *voter, const double *restrict base, size_t first, size_t count,
-                      int by_count, double *restrict delta, double *restrict votes) {
-    const uint16_t *random = voter->random;
+INLINE void load_vote(Voter *voter, const double *restrict base, size_t first, size_t count,
+                      size_t skip, int by_count, double *restrict delta, double *restrict votes) {
     double limit = voter->limit, scale = voter->scale;
     int32_t below = (int32_t)voter->below;
-    BY_KIND(load_trimmed, voter->tensor, first, count, base, limit, random ? 1 : scale, delta);
-    if (random)
-        for (size_t i = 0; i < count; i++)
-            delta[i] = delta[i] * (random[first + i] < below) * scale;
+    int all = below == 1 << 16;
+    BY_KIND(load_trimmed, voter->tensor, first, count, base, limit, all ? scale : 1, delta);
+    if (!all) {
+        uint16_t numbers[TILE + 8];
+        draw(&voter->generator, skip, count, numbers);
+        for (size_t i = 0; i < count; i++) delta[i] = delta[i] * (numbers[skip + i] < below) * scale;
+    }
     if (by_count)
         for (size_t i = 0; i < count; i++) votes[i] += (delta[i] > 0) - (delta[i] < 0);
     else
@@ -331,19 +374,22 @@ INLINE void load_vote(const Voter *voter, const double *restrict base, size_t fi
    a voter and m[k] is 1 where it has the sign that is elected; divided by sum(weight[k] * m[k]), if
    that is asked for and not zero. Returns whether all results are finite.
 
+   position: of the first element in its tensor; random numbers depend on it.
    by_count: each voter has one vote, instead of as much as its element is large.
    deltas: room for a tile of each. */
-EXPORT int merge_elected(const Voter *voters, size_t models, Tensor base, double scaling,
-                         int by_count, int normalize, double *restrict deltas, Tensor out,
-                         size_t count) {
+EXPORT int merge_elected(Voter *voters, size_t models, Tensor base, uint64_t position,
+                         double scaling, int by_count, int normalize, double *restrict deltas,
+                         Tensor out, size_t count) {
     double start[TILE], votes[TILE], total[TILE], divisor[TILE];
     int finite = 1;
+    for (size_t k = 0; k < models; k++) advance(&voters[k].generator, position / 4);
     for (size_t first = 0; first < count; first += TILE) {
         size_t length = count - first < TILE ? count - first : TILE;
         for (size_t i = 0; i < length; i++) votes[i] = total[i] = divisor[i] = 0;
         BY_KIND(load, base, first, length, start);
         for (size_t k = 0; k < models; k++)
-            load_vote(voters + k, start, first, length, by_count, deltas + k * TILE, votes);
+            load_vote(voters + k, start, first, length, position % 4, by_count,
+                      deltas + k * TILE, votes);
         for (size_t i = 0; i < length; i++) votes[i] = votes[i] >= 0 ? 1 : -1;
         for (size_t k = 0; k < models; k++) {
             const double *delta = deltas + k * TILE;
