@@ -23,6 +23,7 @@ class Remote:
         self.gate = threading.Event()
         self.gate.set()
         self.failing: set[int] = set()
+        self.seconds = 0.0  # that each part takes
         self._lock = threading.Lock()
 
     def read_into(self, offset: int, view: memoryview, stop: threading.Event) -> None:
@@ -31,6 +32,7 @@ class Remote:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
         self.gate.wait(10)
+        time.sleep(self.seconds)
         with self._lock:
             self.at_once -= 1
         if offset in self.failing:
@@ -75,6 +77,20 @@ def test_the_oldest_parts_are_fetched_first_by_no_more_threads_than_allowed(remo
     assert all(
         abs(found - wanted) <= 1 for found, wanted in zip(firsts, sorted(firsts), strict=True)
     )
+
+
+def test_only_slow_connections_are_many(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "ENOUGH", 200_000)  # 20 kB/s: ten connections bring that
+    monkeypatch.setattr(connections, "FEWEST", 2)
+    pool = Connections(6)
+    for seconds, expected in ((0.05, 6), (0.0, 2), (0.0, 2)):
+        remote.seconds, remote.most = seconds, 0
+        reads = [begin(pool, remote, 10_000 * i, 10_000) for i in range(3)]
+        for read in reads:
+            read.wait()
+        if seconds == 0.0 and expected == remote.most:
+            break  # those that were too many end after the part that they are at
+    assert remote.most == expected
 
 
 def test_no_read_is_forgotten_when_threads_end_for_want_of_work(

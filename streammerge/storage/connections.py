@@ -16,13 +16,18 @@ from streammerge.storage.hub_files import HubFile
 from streammerge.storage.retrying import Stopped
 
 CONNECTIONS = 16
-"""Of all models together. The Hub's stores give each some 50 MB/s."""
+"""Of all models together, at most. The Hub's stores give each some 50 MB/s."""
+FEWEST, ENOUGH = 4, 600e6
+"""So many connections are used as bring `ENOUGH` bytes a second at the speed that one of them can
+have, and `FEWEST` at least. An interpreter takes in no more than that; with more connections, their
+threads wait for its lock in turns, and all together are slower (docs/measurements.md)."""
 SECONDS = 0.2
 """What a request should take: long beside a round trip, and short beside a merge, at whose end the
 connections that are done wait for the others."""
-SHORTEST, LONGEST = 1024**2, 8 * 1024**2
+SHORTEST, LONGEST = 1024**2, 16 * 1024**2
 """Bytes of a request, about, as `SECONDS` demands at the speed that a connection has."""
 _IDLE = 5.0  # seconds without work after which a thread ends
+_FADING = 0.999  # of the best speed, which part after part is forgotten; it may have been a burst
 _GLANCE = 0.1  # seconds between two looks at whether the reader was called off
 
 
@@ -67,7 +72,7 @@ class Connections:
         self._limit = limit
         self._parts: deque[_Part] = deque()
         self._threads = self._idle = 0
-        self._speed = 0.0  # bytes a second of a connection, lately
+        self._speed = self._best = 0.0  # bytes a second of a connection, lately; 0: not known yet
         self._changed = threading.Condition()
 
     def begin(
@@ -81,11 +86,20 @@ class Connections:
         with self._changed:
             for begin, end in itertools.pairwise(cuts):
                 self._parts.append((file, offset + begin, view[begin:end], read))
-            for _ in range(min(len(self._parts) - self._idle, self._limit - self._threads)):
-                self._threads += 1
-                threading.Thread(target=self._work, name="hub", daemon=True).start()
+            self._start_threads()
             self._changed.notify(count)
         return read
+
+    def _useful(self) -> int:
+        """Return how many connections to use."""
+        wanted = round(ENOUGH / self._best) if self._best else 0
+        return min(self._limit, max(FEWEST, wanted))
+
+    def _start_threads(self) -> None:
+        """Start threads for parts that wait; the caller has the lock."""
+        for _ in range(min(len(self._parts) - self._idle, self._useful() - self._threads)):
+            self._threads += 1
+            threading.Thread(target=self._work, name="hub", daemon=True).start()
 
     def _work(self) -> None:
         while (part := self._next_part()) is not None:
@@ -99,12 +113,21 @@ class Connections:
                 read.part_done(error)
             else:
                 read.part_done(None)
-                speed = len(view) / (time.perf_counter() - start)
-                self._speed = (7 * self._speed + speed) / 8
+                self._learn(len(view) / (time.perf_counter() - start))
+
+    def _learn(self, speed: float) -> None:
+        """Note the speed of a part, and use more connections if that needs more."""
+        with self._changed:
+            self._speed = (7 * self._speed + speed) / 8
+            self._best = max(_FADING * self._best, speed)
+            self._start_threads()
 
     def _next_part(self) -> _Part | None:
-        """Wait for work; None after a while without."""
+        """Wait for work; None after a while without, or when there are more threads than needed."""
         with self._changed:
+            if self._threads > self._useful():
+                self._threads -= 1
+                return None
             while not self._parts:
                 self._idle += 1
                 woken = self._changed.wait(_IDLE)

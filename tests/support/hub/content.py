@@ -104,6 +104,8 @@ class Content(Response):
             file = os.open(self.path, os.O_RDONLY)
             try:
                 for at in range(self.start, self.stop, PIECE):
+                    if scope["state"]["transport"]().is_closing():
+                        return  # nobody listens any more
                     body = os.pread(file, min(PIECE, self.stop - at), at)
                     await send({"type": "http.response.body", "body": body, "more_body": True})
             finally:
