@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks import floor, peers
 from benchmarks.cgroup import CgroupUnavailable, memory_cgroup
 from benchmarks.peers import Job
-from benchmarks.report import OURS
+from benchmarks.report import OURS, OWN_START
 from benchmarks.units import MIB
 
 STATES = ("cold", "warm")
@@ -68,7 +68,7 @@ def everybody(extra: list[str], skip: list[str]) -> list[Contender]:
         *map(ours, extra),
         Contender("naive loop", peers.naive_command),
         Contender("cp", peers.cp_command, merges=False),
-        start_up("import torch", [sys.executable, "-c", "import torch"]),
+        *start_ups(),
     ]
     if "mergekit" not in skip:
         found += _mergekit()
@@ -91,6 +91,11 @@ def _mergekit() -> list[Contender]:
         Contender("mergekit linear", lambda job, out: peers.mergekit_command(job, out, program)),
         start_up("mergekit-yaml --help", [str(program), "--help"], "warm"),
     ]
+
+
+def start_ups() -> list[Contender]:
+    """What ours takes to begin, and torch, which peers load and ours where a method needs it."""
+    return [start_up(code, [sys.executable, "-c", code]) for code in (OWN_START, "import torch")]
 
 
 def start_up(name: str, command: list[str], *states: str) -> Contender:

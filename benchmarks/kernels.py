@@ -31,6 +31,7 @@ from benchmarks.units import parse_size
 from streammerge.lanes import make_lane
 from streammerge.methods import METHODS
 from streammerge.methods.running import Task
+from streammerge.stretch import Stretch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _DECIMALS = (0.7, 0.3, 0.5, 0.2, 0.1, 0.4, 0.9, 0.6)
@@ -50,13 +51,13 @@ class Result:
     of_memcpy: float  # memory traffic, as a share of memcpy's
 
 
-def method_work(dtype: str, models: int, equal: bool, nbytes: int, device: torch.device) -> Work:
+def method_work(dtype: str, models: int, equal: bool, nbytes: int, device: str) -> Work:
     """One thread's pass of the `average` method: the only place that knows streammerge's calls."""
     weights = tuple(1.0 if equal else _DECIMALS[i % 8] for i in range(models))
     method = Task(
         method=METHODS.get("average"),
         parameters={"weight": weights, "normalize": True},
-        compute=torch.float32,
+        compute="F32",
         has_base=False,
         name="",
         shape=(),
@@ -67,13 +68,14 @@ def method_work(dtype: str, models: int, equal: bool, nbytes: int, device: torch
     lane = make_lane(device)  # in the calling thread: it sets the intra-op threads
     base = _random(nbytes, DTYPES[dtype])
     inputs = [base + 0.05 * _random(nbytes, DTYPES[dtype]) for _ in range(models)]
-    out = torch.empty_like(inputs[0])
+    stretches = [Stretch.of_tensor(tensor) for tensor in inputs]
+    out = Stretch.of_tensor(torch.empty_like(inputs[0]))
     step = lane.workspace.numel(torch.float32)
 
     def work() -> None:
         for start in range(0, out.numel(), step):
             result = out[start : start + step]
-            lane.run(method, [tensor[start : start + step] for tensor in inputs], result, 0, 0)
+            lane.run(method, [tensor[start : start + step] for tensor in stretches], result, 0, 0)
 
     return work
 
@@ -118,7 +120,7 @@ def passes_per_second(make: Callable[[], Work], threads: int, seconds: float) ->
 
 
 def measure_all(args: argparse.Namespace) -> tuple[dict[int, Spread], list[Result]]:
-    device, nbytes = torch.device(args.device), args.bytes
+    device, nbytes = args.device, args.bytes
     memcpy = {
         threads: _speed(partial(memcpy_work, nbytes), threads, args.seconds, nbytes)
         for threads in args.threads

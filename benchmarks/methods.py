@@ -29,7 +29,7 @@ from pathlib import Path
 
 from benchmarks import floor, machine, peers
 from benchmarks.bench import Bench, run_state
-from benchmarks.contenders import LOG, STATES, Contender, start_up
+from benchmarks.contenders import LOG, STATES, Contender, start_up, start_ups
 from benchmarks.data import make_checkpoint
 from benchmarks.methods_report import FLOOR, PEER, Comparison, name_of
 from benchmarks.pagecache import total_bytes
@@ -116,7 +116,7 @@ def everybody(args: argparse.Namespace, folder: Path, job: Job) -> list[Contende
         if program:
             found.append(mergekit(method, recipe, program))
     if not args.big:
-        found.append(start_up("import torch", [sys.executable, "-c", "import torch"]))
+        found += start_ups()
     return found
 
 

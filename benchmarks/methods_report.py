@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.contenders import STATES
 from benchmarks.measure import Spread
 from benchmarks.recipes import METHODS
-from benchmarks.report import OURS, START_UP, Goal, Record, Report, disturbance
+from benchmarks.report import OURS, OWN_START, START_UP, Goal, Record, Report, disturbance
 from benchmarks.units import gigabytes, mebibytes, parse_size
 
 FLOOR, PEER = "floor", "mergekit"
@@ -107,7 +107,7 @@ class Comparison:
         title = f"{state}: models of {gigabytes(self.nbytes)}, ours with --memory {self.memory}; "
         table = Table(title=title + "medians (min–max) of seconds, CPU seconds, peaks of memory")
         table.add_column("method", no_wrap=True)
-        for column in ("floor", "ours", "× floor", "less torch", PEER, "ours is × faster"):
+        for column in ("floor", "ours", "× floor", "less start", PEER, "ours is × faster"):
             table.add_column(column, justify="right")
         for column in ("CPU, ours", f"CPU, {PEER}", "anon MiB, ours", f"anon MiB, {PEER}"):
             table.add_column(column, justify="right")
@@ -130,14 +130,14 @@ class Comparison:
         ]
 
     def _times_floor(self, report: Report, state: str) -> tuple[str, str]:
-        """Ours over the floor; and the same without what `import torch` takes."""
+        """Ours over the floor; and the same without what its own start takes."""
         floor = report.floor(state)
         if not (floor and report.has(OURS, state)):
             return "–", "–"
-        ours, torch = report.durable(OURS, state).median, 0.0
-        if report.has(START_UP[0], state):
-            torch = report.wall(START_UP[0], state).median
-        return f"{ours / floor.median:.2f}", f"{(ours - torch) / floor.median:.2f}"
+        ours, start = report.durable(OURS, state).median, 0.0
+        if report.has(OWN_START, state):
+            start = report.wall(OWN_START, state).median
+        return f"{ours / floor.median:.2f}", f"{(ours - start) / floor.median:.2f}"
 
     def _spread(self, report: Report, who: str, state: str) -> str:
         return str(report.wall(who, state)) if report.has(who, state) else "–"

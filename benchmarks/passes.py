@@ -58,7 +58,7 @@ def make_task(method: Method, models: int, numel: int, has_base: bool) -> Task:
     return Task(
         method=method,
         parameters=parameters,
-        compute=torch.float32 if granularity == "element" else torch.float64,
+        compute="F32" if granularity == "element" else "F64",
         has_base=has_base,
         name="w",
         shape=shape,

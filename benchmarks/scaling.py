@@ -5,7 +5,7 @@
 
 Time should grow with the bytes and memory not at all. A disk reads and writes at different speeds,
 so "with the bytes" has two measures: seconds for each GB moved, and the ratio to the floor, which
-is measured beside every case. The start of Python and torch, the same for all, is taken off both.
+is measured beside every case. The start of Python and streammerge, the same for all, is taken off.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.data import KINDS, make_checkpoint
 from benchmarks.measure import Spread
 from benchmarks.pagecache import total_bytes
 from benchmarks.peers import Job
-from benchmarks.report import Report, wide_console
+from benchmarks.report import OWN_START, Report, wide_console
 from benchmarks.units import add_workdir_option, gigabytes, mebibytes, parse_size, workspace
 
 
@@ -85,8 +85,8 @@ def measure_case(case: Case, args: argparse.Namespace, folder: Path) -> Point:
     )
     modes = ("direct", "buffered") if args.state == "cold" else floor.MODES[1:]
     mine = ours(f"--memory {args.memory}")
-    torch = start_up("import torch", [sys.executable, "-c", "import torch"])
-    everybody = [mine, torch, *(floor_by(mode, args.state) for mode in modes)]
+    start = start_up(OWN_START, [sys.executable, "-c", OWN_START])
+    everybody = [mine, start, *(floor_by(mode, args.state) for mode in modes)]
     bench = Bench(Job(models, (1.0,) * case.models, KINDS[args.dtype].torch_name), folder)
     for number in range(1, args.rounds + 1):
         run_state(bench, number, args.state, everybody)
@@ -102,7 +102,7 @@ def measure_case(case: Case, args: argparse.Namespace, folder: Path) -> Point:
         read + written,
         report.wall(mine.name, args.state),
         best.median if best else None,
-        report.wall(torch.name, args.state).median,
+        report.wall(start.name, args.state).median,
         report.peak(mine.name, args.state),
     )
 
@@ -125,7 +125,9 @@ def show(points: list[Point], args: argparse.Namespace) -> None:
     wide_console().print(table)
     start_ups = [point.start_up for point in points]
     low, high = min(start_ups), max(start_ups)
-    print(f"* less the start of Python and torch, {low:.2f}–{high:.2f} s, measured in each case")
+    print(
+        f"* less the start of Python and streammerge, {low:.2f}–{high:.2f} s, measured in each case"
+    )
 
 
 def verdicts(points: list[Point]) -> list[str]:

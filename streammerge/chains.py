@@ -10,10 +10,9 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from streammerge.buffers import allocate
 from streammerge.checkpoint import Checkpoint, as_read
@@ -26,8 +25,12 @@ from streammerge.needs import measurements, rows, whole_tensors
 from streammerge.openfiles import OpenFiles
 from streammerge.plan import OutputTensor, Plan, Step
 from streammerge.storage import Download, FileIdentity, IoMode, RangeReader
+from streammerge.stretch import Stretch
 from streammerge.tensors import DTYPES, torch_dtype
 from streammerge.windows import Piece, room_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _STRETCH = 1024**2  # elements that are merged at a time
 _FILE = "merged"  # the virtual file that all tensors lie in
@@ -140,18 +143,17 @@ class MergedReader:
         itemsize = DTYPES[code].itemsize
         first = (offset - starts[number]) // itemsize
         view = buffer[:length]
-        out = torch.frombuffer(view, dtype=torch_dtype(code), count=length // itemsize)
+        out = Stretch.of_buffer(view, 0, code, length // itemsize)
         if step.action == "merge":
-            torch.set_num_threads(1)  # as in the threads that merge
             self._measure(tensor, step)
         if step.granularity == "tensor":
-            out.copy_(self._merged_whole(tensor, step)[first : first + out.numel()])
+            out.tensor().copy_(self._merged_whole(tensor, step)[first : first + out.numel()])
             return view
         for start in range(0, out.numel(), _STRETCH):
             self._fill(tensor, step, out[start : start + _STRETCH], first + start)
         return view
 
-    def _fill(self, tensor: OutputTensor, step: Step, out: Tensor, first: int) -> None:
+    def _fill(self, tensor: OutputTensor, step: Step, out: Stretch, first: int) -> None:
         unit = unit_length(step, tensor.shape)
         start = first // unit * unit
         stop = min(-(-(first + out.numel()) // unit) * unit, tensor.info.numel)
@@ -162,9 +164,11 @@ class MergedReader:
             return
         if step.action == "equal":
             require_equal(tensor, inputs, [self._labels[model] for model in step.sources])
-        out.copy_(inputs[0])
+        np.copyto(out.bits, inputs[0].bits)
 
     def _merged_whole(self, tensor: OutputTensor, step: Step) -> Tensor:
+        import torch
+
         if self._whole is None or self._whole[0] != tensor.name:
             self._whole = None  # the memory of one of them is there
             numel, dtype = tensor.info.numel, torch_dtype(step.compute)
@@ -174,7 +178,7 @@ class MergedReader:
                 for copy, stretch in zip(
                     copies, self._read(tensor, step, start, count), strict=True
                 ):
-                    copy[start : start + count] = stretch
+                    copy[start : start + count] = stretch.tensor()
             merged = torch.empty(numel, dtype=dtype)
             self._checkpoint.measurements.task(tensor).whole(copies, merged)
             self._whole = (tensor.name, merged)
@@ -198,7 +202,7 @@ class MergedReader:
                     known.observe(piece, inputs, self._workspace)
                 again = known.end_round(again)
 
-    def _read(self, tensor: OutputTensor, step: Step, first: int, numel: int) -> list[Tensor]:
+    def _read(self, tensor: OutputTensor, step: Step, first: int, numel: int) -> list[Stretch]:
         inputs = []
         for model in step.sources:
             checkpoint = self._checkpoint.checkpoints[model]
@@ -209,7 +213,7 @@ class MergedReader:
             reader = self._files.get(model, location.file)
             offset = location.offset + first * info.itemsize
             view = reader.fetch(offset, length, self._rooms[model])
-            inputs.append(torch.frombuffer(view, dtype=torch_dtype(info.dtype), count=numel))
+            inputs.append(Stretch.of_buffer(view, 0, info.dtype, numel))
         return inputs
 
     def close(self) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from streammerge.errors import TensorsDifferError, printable
 from streammerge.plan import OutputTensor
+from streammerge.stretch import Stretch
 
 
-def require_equal(tensor: OutputTensor, inputs: Sequence[Tensor], labels: Sequence[str]) -> None:
+def require_equal(tensor: OutputTensor, inputs: Sequence[Stretch], labels: Sequence[str]) -> None:
     """Compare a stretch of a tensor between models, bit by bit.
 
     Args:
@@ -23,7 +23,7 @@ def require_equal(tensor: OutputTensor, inputs: Sequence[Tensor], labels: Sequen
         TensorsDifferError: they are not equal.
     """
     for other, label in zip(inputs[1:], labels[1:], strict=True):
-        if not torch.equal(inputs[0].view(torch.uint8), other.view(torch.uint8)):
+        if not np.array_equal(inputs[0].bits, other.bits):
             raise TensorsDifferError(
                 f"the {tensor.dtype} tensor {printable(tensor.name)} differs between "
                 f"{labels[0]} and {label}: integers have no average",

@@ -19,8 +19,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 
-import torch
-
 from streammerge.batches import batches
 from streammerge.budget import Layout
 from streammerge.buffers import Flight, Frame
@@ -28,6 +26,7 @@ from streammerge.checkpoint import Checkpoint
 from streammerge.finishing import Finisher
 from streammerge.lanes import make_lane, pin
 from streammerge.merging import Merger
+from streammerge.methods import threads as torch_threads
 from streammerge.openfiles import OpenFiles
 from streammerge.outputs import Output, WrittenShard
 from streammerge.plan import OutputTensor, Plan
@@ -63,7 +62,7 @@ class Pipeline:
         kept: Sequence[WrittenShard] = (),
         *,
         io: IoMode = "auto",
-        device: torch.device = torch.device("cpu"),  # noqa: B008  a constant
+        device: str = "cpu",
         allow_nonfinite: bool = False,
         progress: Callable[[int], None] = lambda nbytes: None,
     ) -> None:
@@ -96,7 +95,6 @@ class Pipeline:
         flights = [Flight(Frame(layout.slots, layout.window)) for _ in range(layout.frames)]
         buffers = [memory for flight in flights for memory in flight.frame.memories()]
         unpin = pin(buffers, self._device)
-        intra_op = torch.get_num_threads()  # the lanes lower it for the whole process
         for flight in flights:
             self._free.put(flight)
         threads = self._start_threads()
@@ -111,7 +109,7 @@ class Pipeline:
             for thread in threads:
                 thread.join()
             unpin()
-            torch.set_num_threads(intra_op)
+            torch_threads.restore()
         if self._failure is not None:
             raise self._failure
         self._report.shards = sorted(self._finisher.shards, key=lambda shard: shard.file)

@@ -7,13 +7,17 @@ out, each on a stream of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from streammerge.errors import PlanError
 from streammerge.methods.workspace import Workspace
+from streammerge.stretch import Stretch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Merge(Protocol):
@@ -24,7 +28,12 @@ class Merge(Protocol):
         """Elements that must not be separated."""
 
     def __call__(
-        self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
+        self,
+        inputs: Sequence[Stretch | Tensor],
+        out: Stretch | Tensor,
+        workspace: Workspace,
+        start: int,
+        first: int,
     ) -> bool:
         """Merge one stretch of the inputs with a workspace on the same device.
 
@@ -51,9 +60,9 @@ class Lane(Protocol):
     on_cpu: Workspace
 
     def run(
-        self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
+        self, merge: Merge, inputs: Sequence[Stretch], out: Stretch, start: int, first: int
     ) -> bool:
-        """Merge flat tensors that lie on the CPU; return what `merge` returns.
+        """Merge stretches; return what `merge` returns.
 
         Args:
             merge: what to do.
@@ -68,15 +77,13 @@ class CpuLane:
     """Merges where the data lie."""
 
     def __init__(self) -> None:
-        # One intra-op thread for each compute thread: more would compete for the cores.
-        torch.set_num_threads(1)
         # glibc returns freed memory to the system, to be faulted in again by the next block, where
         # it is more than twice the largest block freed so far: a fifth of the time of TIES.
-        torch.empty(_FREED_ONCE, dtype=torch.uint8)
+        np.empty(_FREED_ONCE, np.uint8)
         self.workspace = self.on_cpu = Workspace()
 
     def run(
-        self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
+        self, merge: Merge, inputs: Sequence[Stretch], out: Stretch, start: int, first: int
     ) -> bool:
         """Merge in place."""
         return merge(inputs, out, self.workspace, start, first)
@@ -86,14 +93,17 @@ class DeviceLane:
     """Copies a block to a device, merges it there and copies the result back."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.workspace = Workspace(device, DEVICE_BLOCK_BYTES)
         self.on_cpu = Workspace()
         self._stream = _stream(device)
 
     def run(
-        self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
+        self, merge: Merge, inputs: Sequence[Stretch], out: Stretch, start: int, first: int
     ) -> bool:
         """Merge in blocks; where the device lacks the memory, in blocks of half the size."""
+        import torch
+
         numel, unit = inputs[0].numel(), merge.unit
         step = max(1, self.workspace.block_bytes // 8 // unit) * unit
         if numel > step:
@@ -112,38 +122,43 @@ class DeviceLane:
             smaller = self.workspace.block_bytes // 2
             if smaller < _SMALLEST_DEVICE_BLOCK:
                 raise PlanError(
-                    f"the device {self.workspace.device} has no memory left",
+                    f"the device {self._device} has no memory left",
                     "Free some of it, or merge with --device cpu.",
                 ) from error
-            self.workspace = Workspace(self.workspace.device, smaller)
-            if self.workspace.device.type == "cuda":
+            self.workspace = Workspace(self._device, smaller)
+            if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             return self.run(merge, inputs, out, start, first)
 
     def _run(
-        self, merge: Merge, inputs: Sequence[Tensor], out: Tensor, start: int, first: int
+        self, merge: Merge, inputs: Sequence[Stretch], out: Stretch, start: int, first: int
     ) -> bool:
+        import torch
+
         with torch.cuda.stream(self._stream):  # does nothing for None
             on_device = []
-            for index, tensor in enumerate(inputs):
+            for index, tensor in enumerate(map(Stretch.tensor, inputs)):
                 buffer = self.workspace.buffer(f"copied {index}", tensor.dtype, tensor.numel())
                 on_device.append(buffer.copy_(tensor, non_blocking=True))
-            result = self.workspace.buffer("output", out.dtype, out.numel())
+            merged = out.tensor()
+            result = self.workspace.buffer("output", merged.dtype, out.numel())
             finite = merge(on_device, result, self.workspace, start, first)
-            out.copy_(result, non_blocking=True)
+            merged.copy_(result, non_blocking=True)
         if self._stream is not None:
             self._stream.synchronize()  # releases the GIL; the other lanes go on meanwhile
         return finite
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    import torch
+
     if device.type != "cuda":
         return None
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name.
+def choose_device(name: str) -> str:
+    """Return the device of that name, if it is there.
 
     Args:
         name: cpu, cuda or cuda:<i>. Apple's MPS has no fp64, in which all is summed.
@@ -151,6 +166,10 @@ def choose_device(name: str) -> torch.device:
     Raises:
         PlanError: the device is not there or not known.
     """
+    if name == "cpu":
+        return name
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -162,22 +181,28 @@ def choose_device(name: str) -> torch.device:
         raise PlanError(
             f"there is no device {name!r} here", "Use --device cpu; the bits are equal."
         )
-    return device
+    return str(device)
 
 
-def make_lane(device: torch.device) -> Lane:
+def make_lane(device: str) -> Lane:
     """Return a lane on a device, for the calling thread."""
-    return CpuLane() if device.type == "cpu" else DeviceLane(device)
+    if device == "cpu":
+        return CpuLane()
+    import torch
+
+    return DeviceLane(torch.device(device))
 
 
-def pin(buffers: Sequence[memoryview], device: torch.device) -> Callable[[], None]:
+def pin(buffers: Sequence[memoryview], device: str) -> Callable[[], None]:
     """Register buffers with a CUDA device once, so that copies run at the speed of the bus.
 
     Returns:
         what undoes it.
     """
-    if device.type != "cuda":
+    if not device.startswith("cuda"):
         return lambda: None
+    import torch
+
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     pointers = []
     for buffer in buffers:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from streammerge.chunks import chunk_length, unit_length
 from streammerge.errors import MergeError, printable
@@ -19,8 +18,11 @@ from streammerge.methods.measuring import Measurement
 from streammerge.methods.running import Task
 from streammerge.methods.workspace import Workspace
 from streammerge.plan import OutputTensor, Plan
-from streammerge.tensors import torch_dtype
+from streammerge.stretch import Stretch
 from streammerge.windows import Piece
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Measurements:
@@ -48,7 +50,7 @@ class Measurements:
         return Task(
             method=METHODS.get(step.method),
             parameters=dict(step.parameters),
-            compute=torch_dtype(step.compute),
+            compute=step.compute,
             has_base=step.has_base,
             name=tensor.name,
             shape=tensor.shape,
@@ -58,7 +60,9 @@ class Measurements:
             measured=self._by_name.get(tensor.name),
         )
 
-    def observe(self, piece: Piece, inputs: Sequence[Tensor], workspace: Workspace) -> None:
+    def observe(
+        self, piece: Piece, inputs: Sequence[Stretch | Tensor], workspace: Workspace
+    ) -> None:
         """Show a stretch to its tensor's measurement; all rounds at once if it is all of it."""
         task = self.task(piece.tensor)
         measurement = self._by_name[piece.tensor.name]

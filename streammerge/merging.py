@@ -6,8 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from streammerge.equality import require_equal
 from streammerge.errors import NonFiniteError, printable
@@ -17,7 +16,7 @@ from streammerge.methods.finite import all_finite, count_nonfinite
 from streammerge.methods.running import Task
 from streammerge.methods.workspace import Workspace
 from streammerge.plan import OutputShard, Plan
-from streammerge.tensors import torch_dtype
+from streammerge.stretch import Stretch
 from streammerge.wholes import Wholes
 from streammerge.windows import Piece
 
@@ -58,7 +57,7 @@ class Merger:
             TensorsDifferError: integers that should be equal are not.
             NonFiniteError: NaN or Inf in an input or in the result, unless allowed.
         """
-        out = _tensor(output, piece.start, piece.tensor.dtype, piece.numel)
+        out = Stretch.of_buffer(output, piece.start, piece.tensor.dtype, piece.numel)
         inputs = _inputs(piece, views)
         if piece.step.action == "merge":
             self._merge(piece, inputs, out, lane)
@@ -66,7 +65,7 @@ class Merger:
         if piece.step.action == "equal":
             labels = [self._labels[model] for model in piece.step.sources]
             require_equal(piece.tensor, inputs, labels)
-        out.view(torch.uint8).copy_(inputs[0].view(torch.uint8))
+        np.copyto(out.bits, inputs[0].bits)
 
     def nonfinite(self, shard: OutputShard) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return the NaN and infinite elements of a merged shard by tensor, and of its inputs."""
@@ -86,7 +85,7 @@ class Merger:
         """
         self.measurements.observe(piece, _inputs(piece, views), workspace)
 
-    def _merge(self, piece: Piece, inputs: Sequence[Tensor], out: Tensor, lane: Lane) -> None:
+    def _merge(self, piece: Piece, inputs: Sequence[Stretch], out: Stretch, lane: Lane) -> None:
         if piece.step.passes and not self.measurements.known(piece.tensor):
             # The whole tensor lies in this window, so it need not be read a second time.
             self.measurements.begin([piece.tensor])
@@ -103,13 +102,13 @@ class Merger:
         if not finite:
             self._examine(piece, task, inputs, out, lane.on_cpu)
 
-    def _take_from_whole(self, piece: Piece, task: Task, out: Tensor) -> None:
-        def look_over(model: int, first: int, stretch: Tensor) -> None:
+    def _take_from_whole(self, piece: Piece, task: Task, out: Stretch) -> None:
+        def look_over(model: int, first: int, stretch: Stretch) -> None:
             if not all_finite(stretch):
                 self._refuse_nonfinite(piece, stretch, model, first)
                 self._count_nonfinite_input(piece, stretch, model)
 
-        out.copy_(self._wholes.take(piece, task, look_over))
+        out.tensor().copy_(self._wholes.take(piece, task, look_over))
         if not all_finite(out):
             self._count_nonfinite(piece, out)
 
@@ -117,30 +116,31 @@ class Merger:
         self,
         piece: Piece,
         task: Task,
-        inputs: Sequence[Tensor],
-        out: Tensor,
+        inputs: Sequence[Stretch],
+        out: Stretch,
         workspace: Workspace,
     ) -> None:
-        """Merge a piece again where something is not finite, and say where that came from.
+        """Say where what is not finite came from; merge a piece again if its method is no kernel.
 
-        A sum of finite numbers can leave the range of fp32 though their mean does not, so these
-        elements are taken from a merge in fp64 before anything is called an overflow. The others
-        keep their bits: what else lies in the piece depends on the window.
+        A step in fp32 can leave its range though the result does not, so these elements are taken
+        from a merge in fp64 before anything is called an overflow. The others keep their bits: what
+        else lies in the piece depends on the window.
         """
         self._refuse_nonfinite_inputs(piece, inputs)
         skipped = piece.first - piece.read_first
         own = slice(skipped, skipped + piece.numel)
-        for tensor, model in zip(inputs, piece.step.sources, strict=True):
-            self._count_nonfinite_input(piece, tensor[own], model)
+        for stretch, model in zip(inputs, piece.step.sources, strict=True):
+            self._count_nonfinite_input(piece, stretch[own], model)
         if all_finite(out):
             return
-        again = torch.empty_like(out)
-        task.widened()(inputs, again, workspace, piece.read_first, piece.first)
-        bad = ~torch.isfinite(out)
-        out[bad] = again[bad]
+        if not task.method.kernel:
+            again, merged = out.tensor().clone(), out.tensor()
+            task.widened()(inputs, again, workspace, piece.read_first, piece.first)
+            bad = ~merged.isfinite()
+            merged[bad] = again[bad]
         self._count_nonfinite(piece, out)
 
-    def _count_nonfinite(self, piece: Piece, out: Tensor) -> None:
+    def _count_nonfinite(self, piece: Piece, out: Stretch) -> None:
         count = count_nonfinite(out)
         if count == 0:
             return
@@ -153,16 +153,16 @@ class Merger:
         with self._lock:
             self._written[piece.tensor.name] += count
 
-    def _count_nonfinite_input(self, piece: Piece, tensor: Tensor, model: int) -> None:
+    def _count_nonfinite_input(self, piece: Piece, stretch: Stretch, model: int) -> None:
         with self._lock:
-            self._read[piece.tensor.name, self._labels[model]] += count_nonfinite(tensor)
+            self._read[piece.tensor.name, self._labels[model]] += count_nonfinite(stretch)
 
-    def _refuse_nonfinite_inputs(self, piece: Piece, inputs: Sequence[Tensor]) -> None:
-        for tensor, model in zip(inputs, piece.step.sources, strict=True):
-            self._refuse_nonfinite(piece, tensor, model, piece.first)
+    def _refuse_nonfinite_inputs(self, piece: Piece, inputs: Sequence[Stretch]) -> None:
+        for stretch, model in zip(inputs, piece.step.sources, strict=True):
+            self._refuse_nonfinite(piece, stretch, model, piece.first)
 
-    def _refuse_nonfinite(self, piece: Piece, tensor: Tensor, model: int, first: int) -> None:
-        bad = 0 if self._allow_nonfinite else count_nonfinite(tensor)
+    def _refuse_nonfinite(self, piece: Piece, stretch: Stretch, model: int, first: int) -> None:
+        bad = 0 if self._allow_nonfinite else count_nonfinite(stretch)
         if bad:
             raise NonFiniteError(
                 f"{printable(piece.tensor.name)} in {self._labels[model]} holds NaN or "
@@ -172,12 +172,8 @@ class Merger:
             )
 
 
-def _inputs(piece: Piece, views: Sequence[Sequence[memoryview]]) -> list[Tensor]:
+def _inputs(piece: Piece, views: Sequence[Sequence[memoryview]]) -> list[Stretch]:
     return [
-        _tensor(views[s.model][s.read], s.start, s.dtype, piece.read_numel) for s in piece.sources
+        Stretch.of_buffer(views[s.model][s.read], s.start, s.dtype, piece.read_numel)
+        for s in piece.sources
     ]
-
-
-def _tensor(buffer: memoryview, start: int, dtype: str, numel: int) -> Tensor:
-    """Return a flat tensor over bytes of a buffer, without a copy."""
-    return torch.frombuffer(buffer, dtype=torch_dtype(dtype), count=numel, offset=start)

@@ -57,6 +57,15 @@ def _works_in_place(step: Step) -> bool:
     return method.kernel and step.granularity == "element" and alone
 
 
+def needs_torch(plan: Plan) -> bool:
+    """Whether anything is merged by a method that has no compiled loop, or there are none."""
+    from streammerge import native
+
+    steps = [step for step in plan.steps if step.action == "merge"]
+    kernels = [s for s in steps if METHODS.get(s.method).kernel and s.granularity == "element"]
+    return len(kernels) < len(steps) or not native.is_there()
+
+
 def measurements(plan: Plan) -> int:
     """Return the bytes of measurements that are under way."""
     most = max((len(step.sources) for step in plan.steps if step.passes), default=0)

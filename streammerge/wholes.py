@@ -11,9 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from streammerge.buffers import allocate
 from streammerge.checkpoint import Checkpoint, as_read
@@ -21,10 +19,14 @@ from streammerge.methods.running import Task
 from streammerge.needs import READ_AT_ONCE
 from streammerge.openfiles import OpenFiles, ReadModes
 from streammerge.storage import IoMode
+from streammerge.stretch import Stretch
 from streammerge.tensors import torch_dtype
 from streammerge.windows import Piece, room_for
 
-Check = Callable[[int, int, Tensor], None]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Check = Callable[[int, int, Stretch], None]
 """Called with a model's number, that of an element, and what is read from there; may raise."""
 
 
@@ -70,14 +72,18 @@ class Wholes:
 
     def _merge(self, piece: Piece, task: Task, check: Check) -> Tensor:
         copies = [self._read(model, piece, task, check) for model in piece.step.sources]
+        import torch
+
         out = torch.empty(piece.tensor.info.numel, dtype=torch_dtype(piece.tensor.dtype))
         task.whole(copies, out)
         return out
 
     def _read(self, model: int, piece: Piece, task: Task, check: Check) -> Tensor:
+        import torch
+
         checkpoint, name = self._checkpoints[model], piece.tensor.name
         info, location = as_read(checkpoint, name), checkpoint.locate(name)
-        copy = torch.empty(info.numel, dtype=task.compute)
+        copy = torch.empty(info.numel, dtype=torch_dtype(task.compute))
         step = READ_AT_ONCE // info.itemsize
         buffer = allocate(room_for(READ_AT_ONCE))
         with OpenFiles(self._checkpoints, self._io, self._modes, 1) as files:
@@ -86,7 +92,7 @@ class Wholes:
                 count = min(step, info.numel - first)
                 offset = location.offset + first * info.itemsize
                 view = reader.fetch(offset, count * info.itemsize, buffer)
-                stretch = torch.frombuffer(view, dtype=torch_dtype(info.dtype), count=count)
+                stretch = Stretch.of_buffer(view, 0, info.dtype, count)
                 check(model, first, stretch)
-                copy[first : first + count] = stretch
+                copy[first : first + count] = stretch.tensor()
         return copy

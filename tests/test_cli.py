@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from streammerge import native
 from tests.support.checkpoints import add_side_files, like, random_tensors, write_checkpoint
 from tests.support.cli import ANSI, Done, command, in_process, run
 from tests.support.merging import assert_untouched, sizes_in, snapshot, without_test_folders
@@ -215,6 +216,27 @@ def test_methods_are_listed_without_the_rest_of_the_program() -> None:
     assert loaded & HEAVY == {"numpy"}
     assert "streammerge.methods" in loaded
     assert not loaded & {"streammerge.api", "streammerge.recipe", "streammerge.checkpoint"}
+
+
+@pytest.mark.skipif(not native.is_there(), reason="no C compiler was there at installation")
+def test_torch_is_loaded_by_the_merges_that_need_it(pair: list[Path], tmp_path: Path) -> None:
+    base, tuned = map(str, pair)
+    recipes = {
+        "slerp": {"base_model": base, "parameters": {"t": 0.3}},
+        "ties": {"base_model": base, "parameters": {"density": 0.5}},
+        "dare_ties": {"base_model": base, "parameters": {"density": 0.5}},
+        "task_arithmetic": {"base_model": base},
+        "magmax": {"base_model": base},
+    }
+    with_torch = set()
+    for method, settings in recipes.items():
+        recipe = tmp_path / f"{method}.yml"
+        content = {"merge_method": method, "models": [{"model": tuned}], **settings}
+        recipe.write_text(json.dumps(content))
+        if "torch._utils" in loaded_by("merge", str(recipe), "-o", str(tmp_path / method)):
+            with_torch.add(method)
+    assert with_torch == {"magmax"}
+    assert "torch._utils" not in loaded_by("average", base, tuned, "-o", str(tmp_path / "average"))
 
 
 def test_help_answers_in_less_than_a_second() -> None:

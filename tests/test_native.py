@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from streammerge import native
-from streammerge.methods import averaging, electing
+from streammerge.methods import electing
 from streammerge.methods.averaging import Terms, sum_terms
 from streammerge.methods.electing import Rules, Voter, merge_elected
 from streammerge.methods.gram import products
 from streammerge.methods.place import Place
 from streammerge.methods.ranks import Ranks
 from streammerge.methods.workspace import Workspace
+from streammerge.stretch import Stretch
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 DTYPES = (BF16, FP16, FP32, FP64)
@@ -35,16 +36,9 @@ compiled = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def by_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Calls something as it would run without the compiled loops."""
-
-    def run(function: Callable[..., Any], *arguments: Any) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(native, "library", lambda: None)
-            return function(*arguments)
-
-    return run
+def stretches(*tensors: Tensor) -> list[Stretch]:
+    """What the compiled loops work on; torch works on the tensors."""
+    return [Stretch.of_tensor(tensor) for tensor in tensors]
 
 
 def anything(numel: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -76,7 +70,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 @compiled
 @pytest.mark.parametrize("make", [ordinary, anything])
 @pytest.mark.parametrize("dtypes", list(itertools.product(DTYPES, DTYPES)), ids=str)
-def test_weighted_sums(make: Any, dtypes: tuple[torch.dtype, torch.dtype], by_torch: Any) -> None:
+def test_weighted_sums(make: Any, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     source, result = dtypes
     for numel, count in itertools.product(LENGTHS, (1, 2, 3, 5)):
         tensors = [make(numel, source, seed) for seed in range(count)]
@@ -88,8 +82,9 @@ def test_weighted_sums(make: Any, dtypes: tuple[torch.dtype, torch.dtype], by_to
             Terms(shares),
         ):
             out, expected = torch.empty(numel, dtype=result), torch.empty(numel, dtype=result)
-            finite = sum_terms(tensors, out, Workspace(), terms)
-            wanted = by_torch(sum_terms, tensors, expected, Workspace(), terms)
+            *inputs, result_stretch = stretches(*tensors, out)
+            finite = sum_terms(inputs, result_stretch, Workspace(), terms)
+            wanted = sum_terms(tensors, expected, Workspace(), terms)
             assert finite == wanted == bool(expected.isfinite().all())
             assert same_bits(out, expected), (numel, count, terms)
 
@@ -105,8 +100,9 @@ def test_every_number_comes_back(dtype: torch.dtype) -> None:
         if (dtype, wide) == (BF16, FP16):
             continue
         there, back = torch.empty(tensor.numel(), dtype=wide), torch.empty_like(tensor)
-        native.weighted_sum([tensor], [1.0], 1.0, False, there)
-        native.weighted_sum([there], [1.0], 1.0, False, back)
+        source, wider, again = stretches(tensor, there, back)
+        native.weighted_sum([source], [1.0], 1.0, False, wider)
+        native.weighted_sum([wider], [1.0], 1.0, False, again)
         assert same_bits(there, tensor.to(wide))
         assert same_bits(back, tensor)
 
@@ -123,7 +119,7 @@ def test_rounding_beside_every_midpoint(dtype: torch.dtype) -> None:
     even = torch.where(torch.arange(len(finite)) % 2 == 0, finite, above)
     expected = torch.cat([even, finite, above, -even, -finite, -above]).to(dtype)
     out = torch.empty(len(values), dtype=dtype)
-    assert native.weighted_sum([values], [1.0], 1.0, False, out)
+    assert native.weighted_sum(stretches(values), [1.0], 1.0, False, Stretch.of_tensor(out))
     assert same_bits(out, expected)
 
 
@@ -131,19 +127,21 @@ def test_rounding_beside_every_midpoint(dtype: torch.dtype) -> None:
 def test_a_sum_that_overflows_fp32_has_a_finite_mean() -> None:
     tensor = torch.full((3000,), torch.finfo(BF16).max, dtype=BF16)
     out = torch.empty_like(tensor)
-    assert native.weighted_sum([tensor] * 3, [1.0] * 3, 3.0, True, out)
+    inputs = stretches(tensor) * 3
+    assert native.weighted_sum(inputs, [1.0] * 3, 3.0, True, Stretch.of_tensor(out))
     assert out.equal(tensor)
 
 
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("from_base", [False, True])
-def test_inner_products(dtype: torch.dtype, from_base: bool, by_torch: Any) -> None:
+def test_inner_products(dtype: torch.dtype, from_base: bool) -> None:
     for numel, count in itertools.product(LENGTHS, (1, 2, 4)):
         vectors = [ordinary(numel, dtype, seed) for seed in range(count)]
         base = ordinary(numel, FP32, 9) if from_base else None
-        found = products(vectors, base)
-        assert found == by_torch(products, vectors, base)
+        origin = None if base is None else Stretch.of_tensor(base)
+        found = products(stretches(*vectors), origin)
+        assert found == products(vectors, base)
         exact = [[Fraction(float(x)) for x in vector.double()] for vector in vectors]
         start = [Fraction(float(x)) for x in base] if base is not None else [Fraction(0)] * numel
         pairs = list(itertools.combinations_with_replacement(exact, 2))
@@ -154,23 +152,23 @@ def test_inner_products(dtype: torch.dtype, from_base: bool, by_torch: Any) -> N
 
 
 @compiled
-def test_inner_products_count_only_what_is_finite(by_torch: Any) -> None:
+def test_inner_products_count_only_what_is_finite() -> None:
     vectors = [anything(5000, BF16, seed) for seed in range(3)]
-    found = products(vectors, None)
+    found = products(stretches(*vectors), None)
     assert all(map(math.isfinite, found))
-    assert found == by_torch(products, vectors, None)
+    assert found == products(vectors, None)
 
 
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("make", [ordinary, anything])
-def test_keys(make: Any, dtype: torch.dtype, by_torch: Any) -> None:
+def test_keys(make: Any, dtype: torch.dtype) -> None:
     tensor, base = make(5000, dtype, 1), make(5000, dtype, 2)
     magnitudes = (tensor.double() - base.double()).abs()
     infinity = int(torch.tensor(math.inf).double().view(torch.int64))
     keys = magnitudes.view(torch.int64).sort().values.clamp(max=infinity + 1)  # any NaN
     for low, high in ((0, 2**63 - 1), (int(keys[100]), int(keys[4000])), (1, 0), (0, 0)):
-        above, inside, counts = native.keys_between(tensor, base, low, high)
+        above, inside, counts = native.keys_between(*stretches(tensor, base), low, high)
         assert above == int((keys > high).sum())
         every = np.repeat(inside, counts)
         found = sorted(min(int(key), infinity + 1) for key in every)
@@ -179,24 +177,24 @@ def test_keys(make: Any, dtype: torch.dtype, by_torch: Any) -> None:
 
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_thresholds(dtype: torch.dtype, by_torch: Any) -> None:
+def test_thresholds(dtype: torch.dtype) -> None:
     numel = 200_000
     tensors, base = [ordinary(numel, dtype, seed) for seed in (1, 2)], ordinary(numel, dtype, 3)
     wanted = [(0, 1), (0, 40_000), (1, 123_456), (1, numel)]
 
-    def thresholds() -> list[float]:
+    def thresholds(inputs: Sequence[Any]) -> list[float]:
         ranks = Ranks(wanted, numel)
         while True:
             for start in range(0, numel, 65_536):
                 block = slice(start, min(start + 65_536, numel))
-                parts = [t[block][:: ranks.every] for t in (*tensors, base)]
+                parts = [t[block][:: ranks.every] for t in inputs]
                 place = Place("t", (numel,), start, block.stop - start)
                 ranks.add(ranks.observe(parts[:2], parts[2], place))
             if not ranks.another_round():
                 return ranks.values
 
-    found = thresholds()
-    assert found == by_torch(thresholds)
+    found = thresholds(stretches(*tensors, base))
+    assert found == thresholds([*tensors, base])
     for (vector, rank), value in zip(wanted, found, strict=True):
         magnitudes = (tensors[vector].double() - base.double()).abs()
         assert value == float(magnitudes.sort(descending=True).values[rank - 1])
@@ -210,27 +208,27 @@ def test_elections(
     make: Any,
     dtypes: tuple[torch.dtype, torch.dtype],
     election: electing.Election,
-    by_torch: Any,
 ) -> None:
     source, result = dtypes
     cases = itertools.product(LENGTHS, (1, 2, 5), (False, True), (1.0, 0.7))
     for numel, count, normalize, scaling in cases:
         base = make(numel, source, 99)
         limits, chances = (0.01, 0.0, math.nan, 0.02, math.inf), (1.0, 0.5, 0.3, 1.0, 1.0)
+        tensors = [make(numel, source, i) for i in range(count)]
         weights = (1.0, 0.5, -0.25, 0.3, 1.0)
-        voters = [
-            Voter(make(numel, source, i), weights[i], 1 + i, limits[i], chances[i], i)
-            for i in range(count)
-        ]
         rules = Rules(election, normalize, scaling, seed=3)
         place = Place("a", (numel + 4099,), 4099, numel)
 
-        def run() -> tuple[bool, Tensor]:
-            out = torch.empty(numel, dtype=result)  # noqa: B023
-            finite = merge_elected(voters, base, place, rules, out, Workspace())  # noqa: B023
-            return finite, out
+        def run(models: Sequence[Any], start: Any, out: Any) -> bool:
+            voters = [
+                Voter(model, weights[i], 1 + i, limits[i], chances[i], i)  # noqa: B023
+                for i, model in enumerate(models)
+            ]
+            return merge_elected(voters, start, place, rules, out, Workspace())  # noqa: B023
 
-        (finite, out), (wanted, expected) = run(), by_torch(run)
+        out, expected = torch.empty(numel, dtype=result), torch.empty(numel, dtype=result)
+        finite = run(stretches(*tensors), *stretches(base, out))
+        wanted = run(tensors, base, expected)
         assert finite == wanted == bool(expected.isfinite().all())
         assert same_bits(out, expected), (numel, count, normalize, scaling)
 
@@ -242,16 +240,9 @@ def test_places_that_are_not_aligned() -> None:
         view = torch.frombuffer(raw, dtype=dtype, offset=offset, count=3000)
         view.copy_(ordinary(3000, dtype, 1))
         out = torch.empty_like(view)
-        native.weighted_sum([view, view], [1.0, 1.0], 2.0, True, out)
+        inputs = stretches(view, view)
+        native.weighted_sum(inputs, [1.0, 1.0], 2.0, True, Stretch.of_tensor(out))
         assert out.equal(view.clone())
-
-
-def test_what_the_loops_do_not_reach_is_left_to_torch() -> None:
-    tensor = torch.zeros(8, dtype=BF16)
-    assert not native.serves([tensor.to("meta")])
-    assert not native.serves([tensor[::2]])
-    assert not native.serves([tensor.to(torch.int32)])
-    assert averaging.native is native
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from streammerge.cli import merging
 from streammerge.cli import options as o
 from streammerge.cli.endings import errors_for_people
 from streammerge.cli.progress import ProgressBar
-from streammerge.cli.startup import load_torch_beside
+from streammerge.cli.startup import load_pipeline_beside
 
 app = typer.Typer(
     name="streammerge",
@@ -64,7 +64,7 @@ def verify(
         from streammerge.cli import show_verify
 
         if recompute:
-            load_torch_beside()
+            load_pipeline_beside()
         with ProgressBar(0, enabled=not quiet, stage="checking") as progress:
             done = verifying.verify(
                 out,

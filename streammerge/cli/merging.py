@@ -12,7 +12,7 @@ from streammerge.cli import options as o
 from streammerge.cli.endings import errors_for_people
 from streammerge.cli.groups import Average, Machine, Plan, Print, Run, Tensors, takes
 from streammerge.cli.progress import ProgressBar
-from streammerge.cli.startup import load_torch_beside
+from streammerge.cli.startup import load_pipeline_beside, load_torch_beside
 
 if TYPE_CHECKING:
     from streammerge.options import PlanOptions, RecipeOptions, TensorOptions
@@ -81,13 +81,14 @@ def _carry_out(read: Callable[[], Recipe], output: str, options: dict[str, Any])
 
     json, verbose, dry_run = options["json"], options["verbose"], options["dry_run"]
     if not dry_run:
-        load_torch_beside()
+        load_pipeline_beside()
     prepared = api.prepare(read(), output, **_plan_options(options))
     io, device, quiet = options["io"].value, options["device"], options.get("quiet", False)
     facts = forecast(prepared.plan, prepared.checkpoints, io, device)
     if dry_run:
         show.plan_as_json(prepared, facts) if json else show.plan(prepared, facts, verbose)
         return
+    load_torch_beside(prepared.plan, device)
     if not quiet:
         show.plan(prepared, facts, verbose, to_stderr=True)
     sent = prepared.output.bytes_to_send(prepared.plan)

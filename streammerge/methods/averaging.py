@@ -7,21 +7,20 @@ binary orders apart.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, cast
 
 from streammerge import native
-from streammerge.methods.finite import all_finite
-from streammerge.methods.rounding import round_once
 from streammerge.methods.weights import exact_weights, products_are_exact, quotient_in_fp32
 from streammerge.methods.workspace import Workspace
+from streammerge.stretch import Stretch, code_of
 
-MANTISSA_BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANTISSA_BITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
 """Significant bits of each float dtype, the hidden one counted."""
 
 
@@ -41,23 +40,23 @@ class Terms:
 
 
 def weighted_sum(
-    tensors: Sequence[Tensor],
-    out: Tensor,
+    flats: Sequence[Stretch | Tensor],
+    out: Stretch | Tensor,
     workspace: Workspace,
     weights: tuple[float | Fraction, ...],
     normalize: bool,
 ) -> bool:
     """Write Σ wᵢxᵢ, divided by Σ wᵢ if `normalize`; see `averages.average`."""
-    terms = _exact_terms(weights, normalize, tuple(t.dtype for t in tensors), out.dtype)
-    return sum_terms(tensors, out, workspace, terms)
+    terms = _exact_terms(weights, normalize, tuple(map(code_of, flats)), code_of(out))
+    return sum_terms(flats, out, workspace, terms)
 
 
 @functools.lru_cache(maxsize=4096)
 def _exact_terms(
     weights: tuple[float | Fraction, ...],
     normalize: bool,
-    dtypes: tuple[torch.dtype, ...],
-    out: torch.dtype,
+    dtypes: tuple[str, ...],
+    out: str,
 ) -> Terms:
     """Return integers as weights where all products with them are exact, otherwise shares of 1."""
     whole = exact_weights(weights, normalize)
@@ -70,34 +69,20 @@ def _exact_terms(
     return Terms(shares, float(Fraction(whole.total, unit)))
 
 
-def sum_terms(tensors: Sequence[Tensor], out: Tensor, workspace: Workspace, terms: Terms) -> bool:
+def sum_terms(
+    flats: Sequence[Stretch | Tensor], out: Stretch | Tensor, workspace: Workspace, terms: Terms
+) -> bool:
     """Write Σ wᵢxᵢ / divisor; return whether all results are finite.
 
     Args:
-        tensors: flat and of equal length, in any float dtypes; never written to.
-        out: flat, and as long.
+        flats: of equal length, in any float dtypes; never written to.
+        out: as long; a stretch where they are stretches.
         workspace: where temporaries come from.
         terms: weights and divisor.
     """
-    if native.serves((*tensors, out)):
-        return native.weighted_sum(tensors, terms.weights, terms.divisor, terms.in_fp32, out)
-    for block in workspace.blocks(out.numel(), torch.float64):
-        inputs = [tensor[block] for tensor in tensors]
-        total = workspace.buffer("sum", torch.float64, inputs[0].numel()).copy_(inputs[0])
-        total.mul_(terms.weights[0])
-        for tensor, weight in zip(inputs[1:], terms.weights[1:], strict=True):
-            # Widened first: adding across dtypes is slower than both steps together.
-            term = workspace.buffer("term", torch.float64, tensor.numel()).copy_(tensor)
-            total.add_(term.mul_(weight))
-        _divide(total, terms.divisor)
-        round_once(total, out[block], workspace)
-    return all_finite(out)
+    if isinstance(out, Stretch):
+        stretches = cast(Sequence[Stretch], flats)
+        return native.weighted_sum(stretches, terms.weights, terms.divisor, terms.in_fp32, out)
+    from streammerge.methods import by_torch
 
-
-def _divide(total: Tensor, divisor: float) -> None:
-    if math.frexp(divisor)[0] == 0.5:  # a power of two: exact, and faster than a division
-        total.mul_(1 / divisor)
-    elif total.device.type == "cpu":
-        total.div_(divisor)
-    else:  # by a Python number, other devices multiply with a rounded reciprocal
-        total.div_(torch.tensor(divisor, dtype=total.dtype, device=total.device))
+    return by_torch.sum_terms(cast("Sequence[Tensor]", flats), out, workspace, terms)

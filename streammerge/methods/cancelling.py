@@ -17,6 +17,7 @@ from torch import Tensor
 from streammerge.methods.finite import are_finite
 from streammerge.methods.rounding import MANTISSA, NO_SIGN, Gathered, as_array, indices
 from streammerge.methods.workspace import Workspace
+from streammerge.stretch import code_of
 
 _MANY = 256 * 1024  # suspects that wait at most
 _LEFT = {torch.bfloat16: 11, torch.float16: 8}
@@ -67,7 +68,7 @@ class SmallResults:
         small = self._workspace.buffer("small", torch.bool, numel)
         self._xp.less(magnitude, largest - self._room, out=as_array(small, self._on_cpu))
         self._suspects.add(indices(small), block.start)
-        return are_finite(int(magnitude.max()), self._out.dtype)
+        return are_finite(int(magnitude.max()), code_of(self._out))
 
     def _buffer(self, name: str, dtype: torch.dtype, numel: int) -> Any:
         return as_array(self._workspace.buffer(name, dtype, numel), self._on_cpu)

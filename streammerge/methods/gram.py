@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streammerge import native
 from streammerge.methods.measuring import Sums
+from streammerge.stretch import Stretch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +47,7 @@ class Gram(Sums):
         return np.triu(matrix) + np.triu(matrix, 1).T
 
 
-def products(vectors: Sequence[Tensor], origin: Tensor | None) -> list[float]:
+def products(vectors: Sequence[Stretch | Tensor], origin: Stretch | Tensor | None) -> list[float]:
     """Return the inner products of all pairs, in the order of the upper triangle of their matrix.
 
     NaN and Inf, which are here only by the user's wish, count as nothing.
@@ -53,26 +55,22 @@ def products(vectors: Sequence[Tensor], origin: Tensor | None) -> list[float]:
     Args:
         vectors, origin: flat and of equal length, on the CPU.
     """
-    from streammerge import native
-
     if not vectors:
         return []
-    compute = native.inner_products if native.serves(vectors) else _products
-    found = compute(vectors, origin, False)
+    compute: Any = native.inner_products if isinstance(vectors[0], Stretch) else _products
+    found: list[float] = compute(vectors, origin, False)
     return found if all(map(math.isfinite, found)) else compute(vectors, origin, True)
 
 
 def _products(vectors: Sequence[Tensor], origin: Tensor | None, finite_only: bool) -> list[float]:
     """Do what `native.inner_products` does, in the same order."""
-    from streammerge.native import TILE
-
     arrays, found = [], []
     with np.errstate(invalid="ignore", over="ignore"):
         for vector in vectors:
             array = vector.double().numpy()
             array = array if origin is None else array - origin.double().numpy()
             array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0) if finite_only else array
-            arrays.append(np.pad(array, (0, -len(array) % TILE)).reshape(-1, TILE))
+            arrays.append(np.pad(array, (0, -len(array) % native.TILE)).reshape(-1, native.TILE))
         for a, b in combinations_with_replacement(arrays, 2):
             sums = np.add.reduce(a * b, axis=0)  # row by row
             while len(sums) > 1:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streammerge import native
+from streammerge.stretch import Stretch, as_tensor
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -67,11 +70,10 @@ class Ranks:
                 return [
                     s.look_at(tensors[s.vector], base) if s.open else None for s in self._searches
                 ]
-            vectors = {v: tensors[v].double() - base.double() for v in self._needed()}
+            keys = {vector: _task_vector_keys(tensors[vector], base) for vector in self._needed()}
         else:
             made = self._vectors(tensors, base)
-            vectors = {vector: made[vector] for vector in self._needed()}
-        keys = {vector: magnitude_keys(tensor) for vector, tensor in vectors.items()}
+            keys = {vector: magnitude_keys(made[vector]) for vector in self._needed()}
         if not self._sampling:
             return [s.look(keys[s.vector]) if s.open else None for s in self._searches]
         # Rows come whole, though a sample was asked for.
@@ -145,13 +147,11 @@ class _Search:
         self._low = int(sample[low]) if low >= 0 else 0
         self._high = int(sample[high]) if high < size else self._largest
 
-    def look_at(self, tensor: Tensor, base: Tensor) -> tuple[int, Keys, Counts]:
+    def look_at(self, tensor: Stretch | Tensor, base: Stretch | Tensor) -> tuple[int, Keys, Counts]:
         """Do what `look` does with the keys of a task vector in fp64."""
-        from streammerge import native
-
-        if native.serves((tensor, base)):
+        if isinstance(tensor, Stretch) and isinstance(base, Stretch):
             return native.keys_between(tensor, base, self._low, self._high)
-        return self.look(magnitude_keys(tensor.double() - base.double()))
+        return self.look(_task_vector_keys(tensor, base))
 
     def look(self, keys: Keys) -> tuple[int, Keys, Counts]:
         """Return how many keys lie above the bracket; those in it, and how often each is there."""
@@ -240,6 +240,14 @@ def _run_lengths(keys: Keys, counts: Counts) -> tuple[Keys, Counts]:
         return keys, counts
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     return keys[starts], np.add.reduceat(counts, starts)
+
+
+def _task_vector_keys(tensor: Stretch | Tensor, base: Stretch | Tensor) -> Keys:
+    """Return the keys of a task vector in fp64."""
+    if isinstance(tensor, Stretch) and isinstance(base, Stretch):
+        keys = native.difference(tensor.compact(), base.compact()).view(np.int64)
+        return np.bitwise_and(keys, np.iinfo(np.int64).max, out=keys)
+    return magnitude_keys(as_tensor(tensor).double() - as_tensor(base).double())
 
 
 def magnitude_keys(tensor: Tensor) -> Keys:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from streammerge import native
 from streammerge.errors import MergeError, printable
 from streammerge.methods import Method
-from streammerge.methods.cancelling import SmallResults
-from streammerge.methods.finite import all_finite, are_finite, largest_bits
 from streammerge.methods.measuring import Measurement
 from streammerge.methods.place import Place
-from streammerge.methods.rounding import round_once
+from streammerge.methods.threads import use_one_thread
 from streammerge.methods.workspace import Workspace
+from streammerge.stretch import Stretch, as_tensor, code_of
+from streammerge.tensors import torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Task:
     Attributes:
         method: computes a block.
         parameters: its keyword-only arguments.
-        compute: dtype of the computation, fp32 or fp64.
+        compute: code of the dtype of the computation, F32 or F64.
         has_base: the last input is the base model.
         name, shape: of the tensor.
         rows: the method works on whole rows.
@@ -38,7 +39,7 @@ class Task:
 
     method: Method
     parameters: Mapping[str, Any]
-    compute: torch.dtype
+    compute: str
     has_base: bool
     name: str
     shape: tuple[int, ...]
@@ -49,16 +50,21 @@ class Task:
 
     def widened(self) -> Task:
         """Return the same in fp64."""
-        return replace(self, compute=torch.float64)
+        return replace(self, compute="F64")
 
     def __call__(
-        self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
+        self,
+        inputs: Sequence[Stretch | Tensor],
+        out: Stretch | Tensor,
+        workspace: Workspace,
+        start: int,
+        first: int,
     ) -> bool:
         """Merge a stretch.
 
         Args:
-            inputs: flat and of equal length, of any float dtype; never written to.
-            out: flat; at most as long.
+            inputs: of equal length and any float dtype; never written to.
+            out: at most as long; a stretch if the inputs are stretches.
             workspace: where temporaries come from.
             start: number of the inputs' first element, a multiple of `unit`.
             first: number of the first element of `out`, not before `start`.
@@ -69,9 +75,20 @@ class Task:
         """
         if self.method.kernel and not self.rows:
             place = Place(self.name, self.shape, start, out.numel())
+            *inputs, out = _for_kernel((*inputs, out))
             seen = {**self._seen(inputs), "measured": self.measured, "place": place}
             where = {"out": out, "workspace": workspace}
             return bool(self._call({**seen, **where}))
+        use_one_thread()
+        tensors = [as_tensor(flat) for flat in inputs]
+        return self._merge_blocks(tensors, as_tensor(out), workspace, start, first)
+
+    def _merge_blocks(
+        self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, start: int, first: int
+    ) -> bool:
+        from streammerge.methods.cancelling import SmallResults
+        from streammerge.methods.finite import all_finite, are_finite, largest_bits
+
         again = partial(self._repeat, inputs, out, workspace)
         small = SmallResults(inputs, out, workspace, again) if self._repeats(inputs, out) else None
         finite = True
@@ -79,7 +96,7 @@ class Task:
             parts = [tensor[block] for tensor in inputs]
             # Fetches them into the cache.
             largest = [largest_bits(part) for part in parts]
-            finite = finite and all(map(are_finite, largest, (part.dtype for part in parts)))
+            finite = finite and all(map(are_finite, largest, map(code_of, parts)))
             seen = self._seen(self._copies(parts, workspace))
             about = {"measured": self.measured, "place": self._place(start, block)}
             result = self._merged({**seen, **about}).view(-1)
@@ -99,25 +116,35 @@ class Task:
         """Whether elements are computed in fp32, and can be again without the others."""
         alone = not self.rows and "place" not in self.method.sees
         halves = out.dtype.itemsize == 2 and all(t.dtype is out.dtype for t in inputs)
-        return alone and halves and self.compute is torch.float32
+        return alone and halves and self.compute == "F32"
 
     def _repeat(
         self, inputs: Sequence[Tensor], out: Tensor, workspace: Workspace, indices: Tensor
     ) -> None:
         """Compute some elements again in fp64."""
+        import torch
+
+        from streammerge.methods.rounding import round_once
+
         few = self._seen([tensor[indices].double() for tensor in inputs])
         values = self._merged({**few, "measured": self.measured})
         rounded = torch.empty(indices.numel(), dtype=out.dtype, device=out.device)
         round_once(values, rounded, workspace)
         out[indices] = rounded
 
-    def observe(self, inputs: Sequence[Tensor], workspace: Workspace, start: int) -> Iterator[Any]:
+    def observe(
+        self, inputs: Sequence[Stretch | Tensor], workspace: Workspace, start: int
+    ) -> Iterator[Any]:
         """Yield what the measurement takes from each chunk of a stretch."""
         assert self.measured is not None
         every = 1 if self.rows else self.measured.every
         for block in self._cut(inputs[0].numel(), every):
             parts = [tensor[block][::every] for tensor in inputs]
-            seen = parts if self.measured.raw else self._copies(parts, workspace)
+            seen: Sequence[Any] = (
+                _for_kernel(parts)
+                if self.measured.raw
+                else self._copies([as_tensor(part) for part in parts], workspace)
+            )
             tensors, base = self._seen(seen).values()
             yield self.measured.observe(tensors, base, self._place(start, block))
 
@@ -129,8 +156,10 @@ class Task:
 
     def _copies(self, parts: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         """Return the parts of a block in the dtype of the computation, as rows if it is on rows."""
+        use_one_thread()
+        compute = torch_dtype(self.compute)
         copies = [
-            workspace.buffer(f"input {i}", self.compute, part.numel()).copy_(part)
+            workspace.buffer(f"input {i}", compute, part.numel()).copy_(part)
             for i, part in enumerate(parts)
         ]
         return [copy.view(-1, self.unit) for copy in copies] if self.rows else copies
@@ -138,7 +167,7 @@ class Task:
     def _place(self, start: int, block: slice) -> Place:
         return Place(self.name, self.shape, start + block.start, block.stop - block.start)
 
-    def _seen(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    def _seen(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """Return the models' and the base model's part of the inputs."""
         if self.has_base:
             return {"tensors": inputs[:-1], "base": inputs[-1]}
@@ -162,7 +191,9 @@ class Task:
         Raises:
             MergeError: a decomposition does not converge.
         """
-        torch.set_num_threads(1)  # the bits that LAPACK returns depend on their number
+        import torch
+
+        use_one_thread()  # the bits that LAPACK returns depend on their number
         shaped = [copy.view(self.shape) for copy in copies]
         place = Place(self.name, self.shape, 0, out.numel())
         try:
@@ -174,12 +205,23 @@ class Task:
             ) from error
         flat = result.reshape(-1)
         workspace = Workspace(out.device)
-        for block in workspace.blocks(out.numel(), self.compute):
+        for block in workspace.blocks(out.numel(), torch_dtype(self.compute)):
             _round(flat[block], out[block], workspace)
 
 
+def _for_kernel(flats: Sequence[Stretch | Tensor]) -> list[Stretch | Tensor]:
+    """Return elements as stretches where there are compiled loops for them, or else as tensors."""
+    on_cpu = all(isinstance(flat, Stretch) or flat.device.type == "cpu" for flat in flats)
+    if not (on_cpu and native.is_there()):
+        use_one_thread()
+        return [as_tensor(flat) for flat in flats]
+    return [flat if isinstance(flat, Stretch) else Stretch.of_tensor(flat) for flat in flats]
+
+
 def _round(values: Tensor, out: Tensor, workspace: Workspace) -> None:
-    if values.dtype is torch.float64:
+    from streammerge.methods.rounding import round_once
+
+    if values.dtype.itemsize == 8:
         round_once(values, out, workspace)
     else:
         out.copy_(values)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 BLOCK_BYTES = 1024**2
 """Bytes of the running sum of a block on a CPU: it stays in the cache with what is added to it, and
@@ -16,13 +18,13 @@ class Workspace:
     """Buffers of one compute thread, allocated once.
 
     Args:
-        device: where they lie; the CPU unless said.
+        device: where they lie; None for the CPU.
         block_bytes: size of each buffer.
     """
 
     def __init__(
         self,
-        device: torch.device = torch.device("cpu"),  # noqa: B008  a constant
+        device: torch.device | None = None,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self.device = device
@@ -44,6 +46,8 @@ class Workspace:
         key = (name, dtype)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < numel:
+            import torch
+
             room = max(numel, self.numel(dtype))  # a row can be longer than a block
             buffer = self._buffers[key] = torch.empty(room, dtype=dtype, device=self.device)
         return buffer if buffer.numel() == numel else buffer[:numel]

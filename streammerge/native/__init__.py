@@ -1,4 +1,4 @@
-"""The loops of kernels.c, called with tensors.
+"""The loops of kernels.c, called with stretches of tensors.
 
 They are compiled when the package is installed (hatch_build.py). Where that could not be done, and
 on devices, the callers do the same with torch and get the same bits.
@@ -9,18 +9,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
+from streammerge.stretch import Stretch
+
+KINDS = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}
+"""Numbers of the dtypes, by safetensors code."""
 TILE = 256
 """Elements that go through a loop at once, as in kernels.c."""
 _SLOTS = 2**10
@@ -92,20 +93,17 @@ def load(folder: Path) -> ctypes.CDLL | None:
     return loaded
 
 
-def serves(tensors: Iterable[Tensor]) -> bool:
-    """Whether the loops are there, and the tensors where they reach."""
-    return library() is not None and all(
-        tensor.device.type == "cpu" and tensor.dtype in KINDS and tensor.is_contiguous()
-        for tensor in tensors
-    )
+def is_there() -> bool:
+    """Whether there are compiled loops."""
+    return library() is not None
 
 
 def weighted_sum(
-    tensors: Sequence[Tensor],
+    tensors: Sequence[Stretch],
     weights: Sequence[float],
     divisor: float,
     in_fp32: bool,
-    out: Tensor,
+    out: Stretch,
 ) -> bool:
     """Write Σ wᵢxᵢ / divisor, in fp64 and rounded once; return whether all results are finite.
 
@@ -121,8 +119,15 @@ def weighted_sum(
     return bool(call(inputs, len(tensors), _at(shares), divisor, in_fp32, _place(out), out.numel()))
 
 
+def difference(vector: Stretch, origin: Stretch) -> Doubles:
+    """Return vector − origin in fp64."""
+    values = np.empty(vector.numel())
+    weighted_sum([vector, origin], [1.0, -1.0], 1.0, False, Stretch(values.view(np.int64), "F64"))
+    return values
+
+
 def inner_products(
-    vectors: Sequence[Tensor], origin: Tensor | None, finite_only: bool = False
+    vectors: Sequence[Stretch], origin: Stretch | None, finite_only: bool = False
 ) -> list[float]:
     """Return the inner products of all pairs of vectors − origin, the upper triangle by rows.
 
@@ -139,7 +144,7 @@ def inner_products(
 
 
 def keys_between(
-    vector: Tensor, origin: Tensor | None, low: int, high: int
+    vector: Stretch, origin: Stretch | None, low: int, high: int
 ) -> tuple[int, Keys, Keys]:
     """Tally the keys of vector − origin, which are the bits of its magnitudes in fp64.
 
@@ -164,7 +169,7 @@ class Voter:
     """A model in an election of signs.
 
     Attributes:
-        tensor: flat.
+        tensor: a stretch of it.
         weight: what counts in the divisor where the model agrees.
         scale: what its task vector is multiplied by.
         limit: the smallest magnitude of its task vector that stays.
@@ -173,7 +178,7 @@ class Voter:
             from each of its numbers; those stay whose number is smaller than `below`.
     """
 
-    tensor: Tensor
+    tensor: Stretch
     weight: float
     scale: float
     limit: float = 0.0
@@ -183,12 +188,12 @@ class Voter:
 
 def merge_elected(
     voters: Sequence[Voter],
-    base: Tensor,
+    base: Stretch,
     position: int,
     scaling_factor: float,
     by_count: bool,
     normalize: bool,
-    out: Tensor,
+    out: Stretch,
 ) -> bool:
     """Write θ₀ + λ Σ δᵢmᵢ, δᵢ scaled task vectors; see `methods.combining.add_elected`.
 
@@ -227,16 +232,16 @@ def _loop(name: str) -> Callable[..., Any]:
     return loop
 
 
-def _place(tensor: Tensor) -> _Tensor:
-    return _Tensor(tensor.data_ptr(), KINDS[tensor.dtype])
+def _place(stretch: Stretch) -> _Tensor:
+    return _Tensor(_at(stretch.bits), KINDS[stretch.dtype])
 
 
-def _located(tensors: Sequence[Tensor]) -> Any:
-    return (_Tensor * len(tensors))(*map(_place, tensors))
+def _located(stretches: Sequence[Stretch]) -> Any:
+    return (_Tensor * len(stretches))(*map(_place, stretches))
 
 
-def _optional(tensor: Tensor | None) -> Any:
-    return None if tensor is None else byref(_place(tensor))
+def _optional(stretch: Stretch | None) -> Any:
+    return None if stretch is None else byref(_place(stretch))
 
 
 def _words(*numbers: int) -> list[int]:

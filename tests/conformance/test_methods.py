@@ -120,7 +120,7 @@ def test_inputs_are_not_written_to(case: Case) -> None:
 def test_fp32_comes_near_fp64(case: Case) -> None:
     tensors, base = case.inputs(MATRIX, torch.bfloat16)
     single = case.run(tensors, base, out_dtype=torch.float64)
-    double = case.run(tensors, base, out_dtype=torch.float64, compute=torch.float64)
+    double = case.run(tensors, base, out_dtype=torch.float64, compute="F64")
     far = (single - double).abs() > 1e-5 * double.abs() + 1e-7
     # A threshold or an equal vote can fall on the other side of an element or two.
     assert int(far.sum()) <= 2, f"{int(far.sum())} elements differ"
@@ -130,8 +130,8 @@ def test_fp32_comes_near_fp64(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_the_result_is_rounded_once_to_any_dtype(case: Case, dtype: torch.dtype) -> None:
     tensors, base = case.inputs(MATRIX, torch.float16)
-    wide = case.run(tensors, base, out_dtype=torch.float64, compute=torch.float64)
-    merged = case.run(tensors, base, out_dtype=dtype, compute=torch.float64)
+    wide = case.run(tensors, base, out_dtype=torch.float64, compute="F64")
+    merged = case.run(tensors, base, out_dtype=dtype, compute="F64")
     assert merged.dtype == dtype
     error = (merged.double() - wide).abs()
     assert bool((error <= wide.abs() * torch.finfo(dtype).eps / 2 + 2.0**-25).all())

@@ -28,7 +28,7 @@ def run_method(
     each: Sequence[Settings] | None = None,
     *,
     out_dtype: torch.dtype | None = None,
-    compute: torch.dtype = torch.float32,
+    compute: str = "F32",
     stretch: int | None = None,
     tensor_name: str = "layers.0.weight",
 ) -> Tensor:
@@ -54,7 +54,7 @@ def run_method(
     task = Task(
         method=method,
         parameters=parameters,
-        compute=compute if granularity == "element" else torch.float64,
+        compute=compute if granularity == "element" else "F64",
         has_base=base is not None,
         name=tensor_name,
         shape=shape,

@@ -1,0 +1,82 @@
+"""Elements of a tensor where they lie in memory, for those who work on bytes and need no torch.
+
+Loading torch takes longer than merging a small model, so what the compiled loops do is done on
+stretches, and only what needs torch makes tensors of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streammerge.tensors import DTYPES, FLOAT_CODES, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_INTEGERS: dict[int, type[np.signedinteger[Any]]] = {
+    1: np.int8,
+    2: np.int16,
+    4: np.int32,
+    8: np.int64,
+}
+
+
+class Stretch:
+    """Flat elements of one dtype.
+
+    Args:
+        bits: the elements as integers of their size; shared, not copied.
+        dtype: safetensors code.
+    """
+
+    __slots__ = ("bits", "dtype")
+
+    def __init__(self, bits: NDArray[np.signedinteger[Any]], dtype: str) -> None:
+        self.bits, self.dtype = bits, dtype
+
+    @classmethod
+    def of_buffer(cls, buffer: memoryview, start: int, dtype: str, numel: int) -> Stretch:
+        """Return the elements from byte `start` of a buffer, without a copy."""
+        integer = _INTEGERS[DTYPES[dtype].itemsize]
+        return cls(np.frombuffer(buffer, integer, numel, start), dtype)
+
+    @classmethod
+    def of_tensor(cls, tensor: Tensor) -> Stretch:
+        """Return the elements of a flat tensor on the CPU, without a copy."""
+        import torch
+
+        integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        bits: Any = tensor.detach().view(integers[tensor.dtype.itemsize]).numpy()
+        return cls(bits, code_of(tensor))
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return self.bits.size
+
+    def __getitem__(self, block: slice) -> Stretch:
+        return Stretch(self.bits[block], self.dtype)
+
+    def compact(self) -> Stretch:
+        """Return the elements side by side: these, or a copy."""
+        return Stretch(np.ascontiguousarray(self.bits), self.dtype)
+
+    def tensor(self) -> Tensor:
+        """Return the elements as a tensor, without a copy."""
+        import torch
+
+        return torch.from_numpy(self.bits).view(torch_dtype(self.dtype))
+
+
+def as_tensor(flat: Stretch | Tensor) -> Tensor:
+    """Return elements as a tensor, without a copy."""
+    return flat.tensor() if isinstance(flat, Stretch) else flat
+
+
+def code_of(flat: Stretch | Tensor) -> str:
+    """Return the safetensors code of a float dtype."""
+    if isinstance(flat, Stretch):
+        return flat.dtype
+    return FLOAT_CODES[str(flat.dtype).removeprefix("torch.")]
