@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 import streammerge
 from streammerge.errors import DiskSpaceError, HubError
@@ -292,6 +293,24 @@ def after_a_kill(hub: Hub, merged: Merged) -> None:
     assert staged() == []
     hub.repositories.clear()
     hub.log.clear()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_failure_of_the_client_itself_ends_the_push(
+    hub: Hub, merged: Merged, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    """As where its session was closed: a RuntimeError, alone or as the cause of another one."""
+
+    def fail(*_: object, **__: object) -> None:
+        closed = RuntimeError("the client has been closed")
+        if not wrapped:
+            raise closed
+        raise RuntimeError("Error while uploading 'model.safetensors' to the Hub.") from closed
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", fail)
+    with pytest.raises(HubError, match="the client has been closed"):
+        merge(merged)
 
 
 def test_a_failure_of_the_hub_names_shard_and_repository(

@@ -189,7 +189,9 @@ class Repository:
                 create_pr=self.destination.create_pr,
             )
         except RuntimeError as error:  # the client's wrapper around what went wrong with a file
-            raise root_cause(error) from error
+            if (cause := root_cause(error)) is error:
+                raise
+            raise cause from None  # it is the wrapper's cause already: no circle
 
 
 def _log_in() -> str:
