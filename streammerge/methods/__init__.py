@@ -14,10 +14,11 @@ Its signature says all there is to know. Positional arguments are what it wants 
     place      where in the tensor the block lies, and a source of random numbers (`place.py`)
 
 Keyword-only arguments are parameters of the recipe (`parameters.py`). It returns the merged block.
-A *kernel* asks for `out` and `workspace` too: it gets the stretches of the inputs themselves, flat,
-of any float dtype and not to be written to, puts the result, rounded once, where it belongs, and
-returns whether it is finite (`averaging.sum_terms`). Rows and whole tensors it gets as others do,
-with None for those two, and returns them.
+A *kernel* asks for `out` and `workspace` too: it gets the elements of the inputs as they were read,
+flat, of any float dtype and not to be written to, puts the result, rounded once, where it belongs,
+and returns whether it is finite (`averaging.sum_terms`). They come as stretches where there are
+compiled loops for them, otherwise as tensors. Rows and whole tensors it gets as others do, with
+None for those two, and returns them.
 No module here imports torch when it is loaded: plans are made, and methods listed, without it.
 """
 
