@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from streammerge import native
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.downloads import needed_downloads
 from streammerge.plan import Plan
@@ -62,8 +62,7 @@ def forecast(
 def _describe(device: str) -> str:
     reason = AUTO_DEVICE_REASON if device == "auto" else "as given"
     chosen = "cpu" if device == "auto" else device
-    is_compiled = (Path(__file__).parent / "native" / "kernels.so").exists()
-    return f"{chosen} ({reason if is_compiled or chosen != 'cpu' else NOT_COMPILED})"
+    return f"{chosen} ({reason if native.is_there() or chosen != 'cpu' else NOT_COMPILED})"
 
 
 def bytes_to_read(plan: Plan, checkpoints: Sequence[Checkpoint], file: str) -> int:

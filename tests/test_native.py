@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from streammerge.methods.place import Place
 from streammerge.methods.ranks import Ranks
 from streammerge.methods.workspace import Workspace
 from streammerge.stretch import Stretch
+from tests.support.checkpoints import random_tensors, write_checkpoint
+from tests.support.cli import in_process
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 DTYPES = (BF16, FP16, FP32, FP64)
@@ -265,3 +268,18 @@ def test_without_a_library_torch_does_it(package: Path) -> None:
     assert native.load(package) is None
     (package / "kernels.so").write_bytes(b"not a library")
     assert native.load(package) is None
+
+
+@compiled
+def test_a_plan_says_that_there_are_no_compiled_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [write_checkpoint(tmp_path / name, random_tensors(1)) for name in ("a", "b")]
+    out = tmp_path / "out"
+    monkeypatch.setattr(native, "library", lambda: None)
+    without = json.loads(in_process(capsys, "average", *models, "-o", out, "--json").out)
+    assert without["out"] == str(out)
+    said = in_process(capsys, "plan", *models, "-o", tmp_path / "other").out
+    assert "no C compiler" in said
+    monkeypatch.undo()
+    assert "no C compiler" not in in_process(capsys, "plan", *models, "-o", tmp_path / "x").out
