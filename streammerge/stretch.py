@@ -70,12 +70,16 @@ class Stretch:
         return torch.from_numpy(self.bits).view(torch_dtype(self.dtype))
 
 
-def as_tensor(flat: Stretch | Tensor) -> Tensor:
+if TYPE_CHECKING:
+    Flat = Stretch | Tensor  # on the CPU, for compiled loops; or wherever torch has them
+
+
+def as_tensor(flat: Flat) -> Tensor:
     """Return elements as a tensor, without a copy."""
     return flat.tensor() if isinstance(flat, Stretch) else flat
 
 
-def code_of(flat: Stretch | Tensor) -> str:
+def code_of(flat: Flat) -> str:
     """Return the safetensors code of a float dtype."""
     if isinstance(flat, Stretch):
         return flat.dtype

@@ -13,9 +13,8 @@ from streammerge.methods.parameters import Weight
 from streammerge.methods.weights import exact_weights
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 
 @merge_method(
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
     paper="2203.05482",
 )
 def average(
-    tensors: Sequence[Tensor],
-    out: Tensor,
+    tensors: Sequence[Flat],
+    out: Flat,
     workspace: Workspace,
     *,
     weight: Weight,

@@ -20,6 +20,8 @@ from streammerge.stretch import Stretch, code_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from streammerge.stretch import Flat
+
 MANTISSA_BITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
 """Significant bits of each float dtype, the hidden one counted."""
 
@@ -40,8 +42,8 @@ class Terms:
 
 
 def weighted_sum(
-    flats: Sequence[Stretch | Tensor],
-    out: Stretch | Tensor,
+    flats: Sequence[Flat],
+    out: Flat,
     workspace: Workspace,
     weights: tuple[float | Fraction, ...],
     normalize: bool,
@@ -69,9 +71,7 @@ def _exact_terms(
     return Terms(shares, float(Fraction(whole.total, unit)))
 
 
-def sum_terms(
-    flats: Sequence[Stretch | Tensor], out: Stretch | Tensor, workspace: Workspace, terms: Terms
-) -> bool:
+def sum_terms(flats: Sequence[Flat], out: Flat, workspace: Workspace, terms: Terms) -> bool:
     """Write Σ wᵢxᵢ / divisor; return whether all results are finite.
 
     Args:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -32,23 +33,17 @@ Solve = Callable[[Matrix, Mapping[str, Any]], Sequence[float]]
 """Returns a coefficient for each vector from their Gram matrix and the method's parameters."""
 
 
-def absolute(
-    tensors: Sequence[Tensor], base: Tensor | None
-) -> tuple[Sequence[Tensor], Tensor | None]:
+def absolute(tensors: Sequence[Flat], base: Flat | None) -> tuple[Sequence[Flat], Flat | None]:
     """The models as they are, the base model first if there is one."""
     return ([base, *tensors] if base is not None else tensors), None
 
 
-def from_base(
-    tensors: Sequence[Tensor], base: Tensor | None
-) -> tuple[Sequence[Tensor], Tensor | None]:
+def from_base(tensors: Sequence[Flat], base: Flat | None) -> tuple[Sequence[Flat], Flat | None]:
     """The task vectors if there is a base model, otherwise the models."""
     return tensors, base
 
 
-def from_first(
-    tensors: Sequence[Tensor], base: Tensor | None
-) -> tuple[Sequence[Tensor], Tensor | None]:
+def from_first(tensors: Sequence[Flat], base: Flat | None) -> tuple[Sequence[Flat], Flat | None]:
     """The differences of the other models to the first."""
     return tensors[1:], tensors[0]
 
@@ -79,9 +74,9 @@ class Combination(Gram):
 
     def write(
         self,
-        tensors: Sequence[Tensor],
-        base: Tensor | None,
-        out: Tensor | None,
+        tensors: Sequence[Flat],
+        base: Flat | None,
+        out: Flat | None,
         workspace: Workspace | None,
     ) -> bool:
         """Write the combination of a stretch: o + Σ cᵢ(vᵢ − o), which is (1 − Σ cᵢ)o + Σ cᵢvᵢ.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 
 def _norms(models: int, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> Sums:
@@ -93,11 +94,11 @@ def dare_linear(
     paper="2311.03099",
 )
 def dare_ties(
-    tensors: Sequence[Tensor],
-    base: Tensor,
+    tensors: Sequence[Flat],
+    base: Flat,
     measured: Sums | None,
     place: Place,
-    out: Tensor,
+    out: Flat,
     workspace: Workspace,
     *,
     weight: Weight,

@@ -17,11 +17,13 @@ from streammerge.stretch import Stretch
 if TYPE_CHECKING:
     from torch import Tensor
 
-Flat = TypeVar("Flat", bound="Stretch | Tensor", covariant=True)
+    from streammerge.stretch import Flat
+
+_Flat = TypeVar("_Flat", bound="Flat", covariant=True)
 
 
 @dataclass(frozen=True)
-class Voter(Generic[Flat]):
+class Voter(Generic[_Flat]):
     """A model in an election, and what stays of its task vector.
 
     Attributes:
@@ -33,7 +35,7 @@ class Voter(Generic[Flat]):
         stream: of random numbers, if the chance is below 1.
     """
 
-    tensor: Flat
+    tensor: _Flat
     weight: float
     factor: float = 1.0
     limit: float = 0.0
@@ -52,11 +54,11 @@ class Rules:
 
 
 def merge_elected(
-    voters: Sequence[Voter[Stretch | Tensor]],
-    base: Stretch | Tensor,
+    voters: Sequence[Voter[Flat]],
+    base: Flat,
     place: Place,
     rules: Rules,
-    out: Stretch | Tensor,
+    out: Flat,
     workspace: Workspace,
 ) -> bool:
     """Write θ₀ + λ Σ wᵢfᵢδᵢmᵢ; return whether all results are finite.

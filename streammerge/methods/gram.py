@@ -17,8 +17,10 @@ from streammerge.stretch import Stretch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from streammerge.stretch import Flat
 
-Select = Callable[[Sequence["Tensor"], "Tensor | None"], "tuple[Sequence[Tensor], Tensor | None]"]
+
+Select = Callable[[Sequence["Flat"], "Flat | None"], "tuple[Sequence[Flat], Flat | None]"]
 """Returns which of the models and the base model are vectors, and which the point that they start
 from (None for zero)."""
 
@@ -47,7 +49,7 @@ class Gram(Sums):
         return np.triu(matrix) + np.triu(matrix, 1).T
 
 
-def products(vectors: Sequence[Stretch | Tensor], origin: Stretch | Tensor | None) -> list[float]:
+def products(vectors: Sequence[Flat], origin: Flat | None) -> list[float]:
     """Return the inner products of all pairs, in the order of the upper triangle of their matrix.
 
     NaN and Inf, which are here only by the user's wish, count as nothing.

@@ -22,9 +22,8 @@ from streammerge.methods.combinations import (
 from streammerge.methods.parameters import Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 
 def _median(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
@@ -62,9 +61,9 @@ def _weights_are_positive(parameters: Mapping[str, Any]) -> None:
     paper="1912.13445",
 )
 def geometric_median(
-    tensors: Sequence[Tensor],
+    tensors: Sequence[Flat],
     measured: Combination,
-    out: Tensor,
+    out: Flat,
     workspace: Workspace,
     *,
     weight: Weight,

@@ -149,7 +149,7 @@ def _number(text: str) -> float | str:
 def read_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     """Return the keyword-only arguments of a function as parameters."""
     # Positional arguments are tensors, whose types are only imported by type checkers.
-    unseen: dict[str, Any] = {"Tensor": object, "Workspace": object}
+    unseen: dict[str, Any] = {"Tensor": object, "Flat": object, "Workspace": object}
     hints = get_type_hints(function, localns=unseen, include_extras=True)
     found = {}
     for name, argument in inspect.signature(function).parameters.items():

@@ -9,17 +9,16 @@ from streammerge.methods import merge_method
 from streammerge.methods.parameters import PerModel
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 Scale = Annotated[Sequence[float | None], PerModel(None)]
 
 
 @merge_method("passthrough", models=(1, 1))
 def passthrough(
-    tensors: Sequence[Tensor],
-    out: Tensor,
+    tensors: Sequence[Flat],
+    out: Flat,
     workspace: Workspace,
     *,
     scale: Scale,

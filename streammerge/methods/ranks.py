@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from streammerge.methods.place import Place
+    from streammerge.stretch import Flat
 
 SAMPLE = 64 * 1024
 """Elements of the sample, at least; a smaller tensor is its own sample."""
@@ -147,7 +148,7 @@ class _Search:
         self._low = int(sample[low]) if low >= 0 else 0
         self._high = int(sample[high]) if high < size else self._largest
 
-    def look_at(self, tensor: Stretch | Tensor, base: Stretch | Tensor) -> tuple[int, Keys, Counts]:
+    def look_at(self, tensor: Flat, base: Flat) -> tuple[int, Keys, Counts]:
         """Do what `look` does with the keys of a task vector in fp64."""
         if isinstance(tensor, Stretch) and isinstance(base, Stretch):
             return native.keys_between(tensor, base, self._low, self._high)
@@ -242,7 +243,7 @@ def _run_lengths(keys: Keys, counts: Counts) -> tuple[Keys, Counts]:
     return keys[starts], np.add.reduceat(counts, starts)
 
 
-def _task_vector_keys(tensor: Stretch | Tensor, base: Stretch | Tensor) -> Keys:
+def _task_vector_keys(tensor: Flat, base: Flat) -> Keys:
     """Return the keys of a task vector in fp64."""
     if isinstance(tensor, Stretch) and isinstance(base, Stretch):
         keys = native.difference(tensor.compact(), base.compact()).view(np.int64)

@@ -20,6 +20,8 @@ from streammerge.tensors import torch_dtype
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from streammerge.stretch import Flat
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -54,8 +56,8 @@ class Task:
 
     def __call__(
         self,
-        inputs: Sequence[Stretch | Tensor],
-        out: Stretch | Tensor,
+        inputs: Sequence[Flat],
+        out: Flat,
         workspace: Workspace,
         start: int,
         first: int,
@@ -132,9 +134,7 @@ class Task:
         round_once(values, rounded, workspace)
         out[indices] = rounded
 
-    def observe(
-        self, inputs: Sequence[Stretch | Tensor], workspace: Workspace, start: int
-    ) -> Iterator[Any]:
+    def observe(self, inputs: Sequence[Flat], workspace: Workspace, start: int) -> Iterator[Any]:
         """Yield what the measurement takes from each chunk of a stretch."""
         assert self.measured is not None
         every = 1 if self.rows else self.measured.every
@@ -209,7 +209,7 @@ class Task:
             _round(flat[block], out[block], workspace)
 
 
-def _for_kernel(flats: Sequence[Stretch | Tensor]) -> list[Stretch | Tensor]:
+def _for_kernel(flats: Sequence[Flat]) -> list[Flat]:
     """Return elements as stretches where there are compiled loops for them, or else as tensors."""
     on_cpu = all(isinstance(flat, Stretch) or flat.device.type == "cpu" for flat in flats)
     if not (on_cpu and native.is_there()):

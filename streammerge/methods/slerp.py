@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 _NEARLY_PARALLEL = 0.9995  # these are the limits of mergekit 0.1.5
 _COLINEAR = 1e-16  # sin² of the angle
@@ -47,10 +48,10 @@ def _slerp(gram: Matrix, parameters: Mapping[str, Any]) -> tuple[float, float]:
     models=(1, 1),
 )
 def slerp(
-    tensors: Sequence[Tensor],
-    base: Tensor,
+    tensors: Sequence[Flat],
+    base: Flat,
     measured: Combination,
-    out: Tensor,
+    out: Flat,
     workspace: Workspace,
     *,
     t: Annotated[float, Bounds(0, 1)],

@@ -23,9 +23,8 @@ from streammerge.methods.combinations import (
 from streammerge.methods.parameters import Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 
 def _multislerp(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
@@ -56,10 +55,10 @@ def _weights_have_a_sum(parameters: Mapping[str, Any]) -> None:
     check=_weights_have_a_sum,
 )
 def multislerp(
-    tensors: Sequence[Tensor],
-    base: Tensor | None,
+    tensors: Sequence[Flat],
+    base: Flat | None,
     measured: Combination,
-    out: Tensor,
+    out: Flat,
     workspace: Workspace,
     *,
     weight: Weight,
@@ -112,10 +111,10 @@ def _karcher(gram: Matrix, parameters: Mapping[str, Any]) -> Sequence[float]:
 
 @merge_method("karcher", measure=combination(absolute, _karcher), passes=1, paper="2603.04972")
 def karcher(
-    tensors: Sequence[Tensor],
-    base: Tensor | None,
+    tensors: Sequence[Flat],
+    base: Flat | None,
     measured: Combination,
-    out: Tensor,
+    out: Flat,
     workspace: Workspace,
     *,
     max_iter: Count = 10,

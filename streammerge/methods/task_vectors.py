@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 
 @merge_method(
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     paper="2212.04089",
 )
 def task_arithmetic(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    out: Tensor,
+    tensors: Sequence[Flat],
+    base: Flat,
+    out: Flat,
     workspace: Workspace,
     *,
     weight: Weight,
@@ -71,9 +72,9 @@ def _shares(
 
 @merge_method("expo", aliases=("linear/expo",), models=(1, 1), paper="2404.16792")
 def expo(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    out: Tensor,
+    tensors: Sequence[Flat],
+    base: Flat,
+    out: Flat,
     workspace: Workspace,
     *,
     alpha: Annotated[float, Alias(("extrapolation_factor",))],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from streammerge.methods.workspace import Workspace
+    from streammerge.stretch import Flat
 
 
 def _trims(parameters: Mapping[str, Any]) -> bool:
@@ -56,11 +57,11 @@ def _trim(deltas: list[Tensor], density: Sequence[float], limits: Sequence[float
     paper="2306.01708",
 )
 def ties(
-    tensors: Sequence[Tensor],
-    base: Tensor,
+    tensors: Sequence[Flat],
+    base: Flat,
     measured: Ranks | InTurn | None,
     place: Place,
-    out: Tensor,
+    out: Flat,
     workspace: Workspace,
     *,
     weight: Weight,
