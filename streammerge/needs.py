@@ -52,9 +52,12 @@ def workspace(plan: Plan) -> int:
 
 def _works_in_place(step: Step) -> bool:
     """Whether a step reads its inputs where they lie, and nothing else."""
-    method = METHODS.get(step.method)
-    alone = not step.passes and "place" not in method.sees
-    return method.kernel and step.granularity == "element" and alone
+    alone = not step.passes and "place" not in METHODS.get(step.method).sees
+    return alone and _is_kernel(step)
+
+
+def _is_kernel(step: Step) -> bool:
+    return METHODS.get(step.method).kernel and step.granularity == "element"
 
 
 def needs_torch(plan: Plan) -> bool:
@@ -62,8 +65,7 @@ def needs_torch(plan: Plan) -> bool:
     from streammerge import native
 
     steps = [step for step in plan.steps if step.action == "merge"]
-    kernels = [s for s in steps if METHODS.get(s.method).kernel and s.granularity == "element"]
-    return len(kernels) < len(steps) or not native.is_there()
+    return not (all(map(_is_kernel, steps)) and native.is_there())
 
 
 def measurements(plan: Plan) -> int:

@@ -16,13 +16,6 @@ from streammerge.tensors import DTYPES, FLOAT_CODES, torch_dtype
 if TYPE_CHECKING:
     from torch import Tensor
 
-_INTEGERS: dict[int, type[np.signedinteger[Any]]] = {
-    1: np.int8,
-    2: np.int16,
-    4: np.int32,
-    8: np.int64,
-}
-
 
 class Stretch:
     """Flat elements of one dtype.
@@ -40,17 +33,15 @@ class Stretch:
     @classmethod
     def of_buffer(cls, buffer: memoryview, start: int, dtype: str, numel: int) -> Stretch:
         """Return the elements from byte `start` of a buffer, without a copy."""
-        integer = _INTEGERS[DTYPES[dtype].itemsize]
-        return cls(np.frombuffer(buffer, integer, numel, start), dtype)
+        return cls(np.frombuffer(buffer, f"i{DTYPES[dtype].itemsize}", numel, start), dtype)
 
     @classmethod
     def of_tensor(cls, tensor: Tensor) -> Stretch:
         """Return the elements of a flat tensor on the CPU, without a copy."""
         import torch
 
-        integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        bits: Any = tensor.detach().view(integers[tensor.dtype.itemsize]).numpy()
-        return cls(bits, code_of(tensor))
+        integer = getattr(torch, f"int{8 * tensor.dtype.itemsize}")
+        return cls(tensor.detach().view(integer).numpy(), code_of(tensor))
 
     def numel(self) -> int:
         """Return the number of elements."""

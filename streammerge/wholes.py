@@ -71,9 +71,9 @@ class Wholes:
         return merged.result()[piece.first : piece.first + piece.numel]
 
     def _merge(self, piece: Piece, task: Task, check: Check) -> Tensor:
-        copies = [self._read(model, piece, task, check) for model in piece.step.sources]
         import torch
 
+        copies = [self._read(model, piece, task, check) for model in piece.step.sources]
         out = torch.empty(piece.tensor.info.numel, dtype=torch_dtype(piece.tensor.dtype))
         task.whole(copies, out)
         return out

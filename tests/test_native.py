@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from fractions import Fraction
@@ -234,6 +235,17 @@ def test_elections(
         wanted = run(tensors, base, expected)
         assert finite == wanted == bool(expected.isfinite().all())
         assert same_bits(out, expected), (numel, count, normalize, scaling)
+
+
+def test_both_languages_have_the_same_constants() -> None:
+    source = Path(native.__file__).with_name("kernels.c").read_text()
+    found = {name: int(value) for name, value in re.findall(r"(\w+) = (\d+) }", source)}
+    assert (found["TILE"], 2 ** found["SLOT_BITS"]) == (native.TILE, native.SLOTS)
+    kinds = re.search(r"enum \{ (\w+), (\w+), (\w+), (\w+) \};", source)
+    assert kinds is not None
+    names = {"BF16": "BF16", "F16": "FP16", "F32": "FP32", "F64": "FP64"}
+    assert {kinds[number + 1] for number in range(4)} == set(names.values())
+    assert all(kinds[number + 1] == names[code] for code, number in native.KINDS.items())
 
 
 @compiled

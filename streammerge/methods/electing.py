@@ -92,7 +92,7 @@ def _merge_natively(
         native.Voter(
             *(voter.tensor, weight, weight * voter.factor),
             limit=math.inf if math.isnan(voter.limit) else voter.limit,
-            below=chance(voter.chance) if voter.chance < 1 else 2**16,
+            below=chance(voter.chance),
             generator=place.generator(rules.seed, voter.stream),
         )
         for voter, weight in zip(voters, weights, strict=True)

@@ -9,13 +9,13 @@ import numpy as np
 from streammerge.stretch import Stretch, code_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from streammerge.stretch import Flat
 
 _INFINITY = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000}
 """The bits of infinity."""
 
 
-def largest_bits(flat: Stretch | Tensor) -> int:
+def largest_bits(flat: Flat) -> int:
     """Return the bits, without the sign, of the largest magnitude in a block; 0 for none.
 
     They grow with the magnitude; those of Inf and NaN are the largest. On a CPU two maxima tell,
@@ -36,7 +36,7 @@ def are_finite(largest: int, dtype: str) -> bool:
     return largest < _INFINITY[dtype]
 
 
-def all_finite(flat: Stretch | Tensor) -> bool:
+def all_finite(flat: Flat) -> bool:
     """Whether a block has neither NaN nor Inf."""
     return are_finite(largest_bits(flat), code_of(flat))
 
@@ -47,7 +47,7 @@ def count_nonfinite(stretch: Stretch) -> int:
     return int(np.count_nonzero(magnitude >= _INFINITY[stretch.dtype]))
 
 
-def _array(flat: Stretch | Tensor) -> Any:
+def _array(flat: Flat) -> Any:
     """Return the bits as signed integers; None for what lies on a device."""
     if isinstance(flat, Stretch):
         return flat.bits
@@ -57,5 +57,5 @@ def _array(flat: Stretch | Tensor) -> Any:
 def _largest_on_device(tensor: Any) -> int:
     import torch
 
-    signed = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
+    signed = getattr(torch, f"int{8 * tensor.dtype.itemsize}")
     return int((tensor.view(signed) & torch.iinfo(signed).max).amax())

@@ -246,15 +246,15 @@ def _run_lengths(keys: Keys, counts: Counts) -> tuple[Keys, Counts]:
 def _task_vector_keys(tensor: Flat, base: Flat) -> Keys:
     """Return the keys of a task vector in fp64."""
     if isinstance(tensor, Stretch) and isinstance(base, Stretch):
-        keys = native.difference(tensor.compact(), base.compact()).view(np.int64)
-        return np.bitwise_and(keys, np.iinfo(np.int64).max, out=keys)
+        return _keys(native.difference(tensor.compact(), base.compact()))
     return magnitude_keys(as_tensor(tensor).double() - as_tensor(base).double())
 
 
 def magnitude_keys(tensor: Tensor) -> Keys:
     """Return the keys of a tensor's elements, in its memory."""
-    import torch
+    return _keys(tensor.reshape(-1).numpy())
 
-    integer = torch.int32 if tensor.dtype is torch.float32 else torch.int64
-    keys: Keys = tensor.reshape(-1).view(integer).numpy()
+
+def _keys(values: NDArray[np.floating[Any]]) -> Keys:
+    keys: Keys = values.view(f"i{values.itemsize}")
     return np.bitwise_and(keys, np.array(np.iinfo(keys.dtype).max, keys.dtype), out=keys)

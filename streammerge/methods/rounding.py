@@ -7,9 +7,6 @@ the wrong side. That is rare and can be recognised, so the elements in question 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,43 +16,8 @@ from streammerge.methods.workspace import Workspace
 
 MANTISSA = {torch.bfloat16: 7, torch.float16: 10}
 """Bits of a 16-bit dtype that are stored."""
-NO_SIGN = 0x7FFF
 _FP32_MANTISSA = 23
 _FP16_SMALLEST_NORMAL = 0x38800000  # 2⁻¹⁴ as the bits of an fp32
-
-
-class Gathered:
-    """Indices found block by block and handed on together, since few cost as much as many.
-
-    Args:
-        handle: called with them.
-        most: so many are not kept waiting.
-    """
-
-    def __init__(self, handle: Callable[[Tensor], None], most: int) -> None:
-        self._handle, self._most = handle, most
-        self._found: list[Tensor] = []
-        self._waiting = 0
-
-    def add(self, found: Tensor, start: int) -> None:
-        """Keep the indices found in a block that begins at `start`."""
-        if found.numel():
-            self._found.append(found + start)
-            self._waiting += found.numel()
-            if self._waiting > self._most:
-                self.settle()
-
-    def settle(self) -> None:
-        """Hand on what is still waiting."""
-        if self._found:
-            together = torch.cat(self._found)
-            self._found, self._waiting = [], 0
-            self._handle(together)
-
-
-def as_array(tensor: Tensor, on_cpu: bool) -> Any:
-    """Return the memory as numpy's on a CPU, whose functions of integers are much faster."""
-    return tensor.numpy() if on_cpu else tensor
 
 
 def indices(mask: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ KINDS = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}
 """Numbers of the dtypes, by safetensors code."""
 TILE = 256
 """Elements that go through a loop at once, as in kernels.c."""
-_SLOTS = 2**10
+SLOTS = 2**10
+"""Room of a tally of keys, likewise."""
 
 Doubles = NDArray[np.float64]
 Keys = NDArray[np.int64]
@@ -152,7 +153,7 @@ def keys_between(
         how many lie above `high`; those from `low` to `high`, in any order and perhaps more than
         once; and how often each was seen.
     """
-    slots, others = np.zeros((_SLOTS, 2), np.int64), np.empty(vector.numel(), np.int64)
+    slots, others = np.zeros((SLOTS, 2), np.int64), np.empty(vector.numel(), np.int64)
     above = c_size_t()
     call = _loop("keys_between")
     rest = call(
