@@ -80,9 +80,8 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
         StreammergeError: with what is wrong, where, and what to do; nothing is left in the output
             but finished shards, which the next run of the same merge goes on after.
     """
-    from streammerge.execute import Pipeline  # torch is loaded here and not before
+    from streammerge.execute import Pipeline  # not needed to plan
     from streammerge.lanes import choose_device
-    from streammerge.outputs.documents import make_documents
 
     plan, output = prepared.plan, prepared.output
     device, io = options.get("device", "auto"), options.get("io", "auto")
@@ -111,6 +110,8 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
             allow_nonfinite=allowed,
             progress=progress,
         ).run()
+        from streammerge.outputs.documents import make_documents  # loads long: beside the merge
+
         documents, last = make_documents(
             plan,
             prepared.checkpoints,
