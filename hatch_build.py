@@ -1,11 +1,15 @@
 """Compiles streammerge/native/kernels.c when the package is built or installed.
 
+What is installed in place gets its bytecode too, as pip makes it for what it copies: where Python
+may not write any, each start would compile a hundred modules.
+
 Where there is no C compiler that will do, the package is installed without the library: torch does
 the same with the same bits, in several times the time.
 """
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import os
 import shlex
@@ -24,6 +28,7 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
+    "-Wno-psabi",  # vectors are passed to nothing but what is inlined
     "-fPIC",
     "-shared",
 )
@@ -38,6 +43,8 @@ class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
         if self.target_name != "wheel":
             return
         root = Path(self.root)
+        if version == "editable":
+            compileall.compile_dir(root / "streammerge", quiet=2)
         error = compile_library(root / SOURCE, root / LIBRARY)
         if error:
             self.app.display_warning(f"streammerge is installed without compiled loops: {error}")

@@ -327,15 +327,17 @@ INLINE uint64_t number_of(State state) {
 }
 
 /* Fills a tile with 16-bit numbers, four of each 64-bit one, without the first `skip`; moves the
-   generator on by a tile. Every other state goes its own way, so that neither waits for the other.
+   generator on by a tile. Every other state goes its own way, so that neither waits for the other;
+   inlined, they would share the registers with a merge.
    numbers: room for 8 more than a tile. */
-INLINE void draw(Generator *generator, size_t skip, size_t count, uint16_t *restrict numbers) {
+static __attribute__((noinline)) void draw(Generator *generator, size_t skip, size_t count, uint16_t *restrict numbers) {
     State increment = join(generator->increment);
     State by_two = (State)MULTIPLIER * MULTIPLIER, then = increment * ((State)MULTIPLIER + 1);
     State even = join(generator->state), odd = even * MULTIPLIER + increment;
     for (size_t i = 0; i < skip + count; i += 8) {
-        uint64_t drawn[2] = {number_of(even), number_of(odd)};
-        for (size_t j = 0; j < 8; j++) numbers[i + j] = (uint16_t)(drawn[j / 4] >> 16 * (j % 4));
+        uint64_t first = number_of(even), second = number_of(odd);
+        memcpy(numbers + i, &first, sizeof first);
+        memcpy(numbers + i + 4, &second, sizeof second);
         even = even * by_two + then;
         odd = odd * by_two + then;
         if (i + 8 == TILE)
@@ -352,31 +354,70 @@ typedef struct {
     Generator generator;
 } Voter;
 
-/* Fills a tile with the task vector of a voter, what is smaller than the limit being zero. */
-INLINE void load_trimmed(int kind, const void *data, size_t count, const double *restrict base,
-                         double limit, double scale, double *restrict delta) {
+/* Fills a tile with the task vector of a voter, without what is smaller than the limit or has too
+   high a number, and scaled; adds its vote.
+   numbers: NULL for a voter all of whose elements stay. */
+INLINE void add_vote(int kind, const void *data, size_t count, const Voter *voter,
+                     const uint16_t *restrict numbers, int by_count, const double *restrict base,
+                     double *restrict delta, double *restrict votes) {
+    double limit = voter->limit, scale = voter->scale;
+    int32_t below = (int32_t)voter->below;
     for (size_t i = 0; i < count; i++) {
         double change = element(kind, data, i) - base[i];
-        delta[i] = (fabs(change) < limit ? 0 : change) * scale;
+        change = fabs(change) < limit ? 0 : change;
+        if (numbers) change *= numbers[i] < below;
+        delta[i] = change *= scale;
+        votes[i] += by_count ? (change > 0) - (change < 0) : change;
     }
 }
 
-/* Fills a tile with the task vector of a voter, made sparse and scaled, and adds its vote. */
-INLINE void load_vote(Voter *voter, const double *restrict base, size_t first, size_t count,
-                      size_t skip, int by_count, double *restrict delta, double *restrict votes) {
-    double limit = voter->limit, scale = voter->scale;
-    int32_t below = (int32_t)voter->below;
-    int all = below == 1 << 16;
-    BY_KIND(load_trimmed, voter->tensor, first, count, base, limit, all ? scale : 1, delta);
-    if (!all) {
-        uint16_t numbers[TILE + 8];
-        draw(&voter->generator, skip, count, numbers);
-        for (size_t i = 0; i < count; i++) delta[i] = delta[i] * (numbers[skip + i] < below) * scale;
-    }
-    if (by_count)
-        for (size_t i = 0; i < count; i++) votes[i] += (delta[i] > 0) - (delta[i] < 0);
+/* The same for any voter and any way to vote, each with a loop of its own. */
+INLINE void vote(Voter *voter, const double *restrict base, size_t first, size_t count,
+                 size_t skip, int by_count, double *restrict delta, double *restrict votes) {
+    uint16_t drawn[TILE + 8], *numbers = drawn + skip;
+    Tensor tensor = voter->tensor;
+    if (voter->below < 1 << 16) {
+        draw(&voter->generator, skip, count, drawn);
+        if (by_count)
+            BY_KIND(add_vote, tensor, first, count, voter, numbers, 1, base, delta, votes);
+        else
+            BY_KIND(add_vote, tensor, first, count, voter, numbers, 0, base, delta, votes);
+    } else if (by_count)
+        BY_KIND(add_vote, tensor, first, count, voter, NULL, 1, base, delta, votes);
     else
-        for (size_t i = 0; i < count; i++) votes[i] += delta[i];
+        BY_KIND(add_vote, tensor, first, count, voter, NULL, 0, base, delta, votes);
+}
+
+/* Numbers that stay in registers through a loop over the models. */
+enum { LANES = 8 };
+typedef double Lanes __attribute__((vector_size(8 * LANES)));
+typedef int64_t Bits __attribute__((vector_size(8 * LANES)));
+
+INLINE Lanes lanes(const double *from) {
+    Lanes values;
+    memcpy(&values, from, sizeof values);
+    return values;
+}
+
+INLINE Lanes where(Bits mask, Lanes values) { return (Lanes)(mask & (Bits)values); }
+
+/* Adds to a tile the sum of what has the sign of its votes; see `merge_elected`.
+   All arrays have room for whole tiles. */
+INLINE void add_agreeing(const Voter *voters, size_t models, const double *restrict deltas,
+                         const double *restrict votes, double scaling, int normalize, size_t count,
+                         double *restrict tile) {
+    for (size_t i = 0; i < count; i += LANES) {
+        Bits flipped = ~(lanes(votes + i) >= 0) & INT64_MIN;
+        Lanes sum = {0}, divisor = {0};
+        for (size_t k = 0; k < models; k++) {
+            Lanes delta = (Lanes)((Bits)lanes(deltas + k * TILE + i) ^ flipped);
+            sum += where(~(delta < 0), delta);
+            if (normalize) divisor += where(delta > 0, voters[k].weight - (Lanes){0});
+        }
+        if (normalize) sum /= divisor + where(divisor == 0, 1 - (Lanes){0});
+        Lanes result = lanes(tile + i) + (Lanes)((Bits)(sum * scaling) ^ flipped);
+        memcpy(tile + i, &result, sizeof result);
+    }
 }
 
 /* Merges what agrees on a sign: base + scaling * sum(d[k] * m[k]), where d[k] is the task vector of
@@ -389,31 +430,20 @@ INLINE void load_vote(Voter *voter, const double *restrict base, size_t first, s
 EXPORT int merge_elected(Voter *voters, size_t models, Tensor base, uint64_t position,
                          double scaling, int by_count, int normalize, double *restrict deltas,
                          Tensor out, size_t count) {
-    double start[TILE], votes[TILE], total[TILE], divisor[TILE];
+    double tile[TILE], votes[TILE];
     int finite = 1;
     for (size_t k = 0; k < models; k++) advance(&voters[k].generator, position / 4);
     for (size_t first = 0; first < count; first += TILE) {
         size_t length = count - first < TILE ? count - first : TILE;
-        for (size_t i = 0; i < length; i++) votes[i] = total[i] = divisor[i] = 0;
-        BY_KIND(load, base, first, length, start);
+        memset(votes, 0, sizeof votes);
+        BY_KIND(load, base, first, length, tile);
         for (size_t k = 0; k < models; k++)
-            load_vote(voters + k, start, first, length, position % 4, by_count,
-                      deltas + k * TILE, votes);
-        for (size_t i = 0; i < length; i++) votes[i] = votes[i] >= 0 ? 1 : -1;
-        for (size_t k = 0; k < models; k++) {
-            const double *delta = deltas + k * TILE;
-            double weight = voters[k].weight;
-            for (size_t i = 0; i < length; i++) {
-                double agreeing = delta[i] * votes[i];
-                agreeing = agreeing < 0 ? 0 : agreeing;
-                total[i] += agreeing;
-                divisor[i] += agreeing > 0 ? weight : 0;
-            }
-        }
+            vote(voters + k, tile, first, length, position % 4, by_count, deltas + k * TILE, votes);
         if (normalize)
-            for (size_t i = 0; i < length; i++) total[i] /= divisor[i] == 0 ? 1 : divisor[i];
-        for (size_t i = 0; i < length; i++) total[i] = start[i] + total[i] * scaling * votes[i];
-        finite &= store(total, out, first, length);
+            add_agreeing(voters, models, deltas, votes, scaling, 1, length, tile);
+        else
+            add_agreeing(voters, models, deltas, votes, scaling, 0, length, tile);
+        finite &= store(tile, out, first, length);
     }
     return finite;
 }
