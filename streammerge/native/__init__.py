@@ -111,7 +111,8 @@ def weighted_sum(
     Args:
         tensors, weights: xᵢ and wᵢ; flat and of equal length, in any float dtypes.
         divisor: of the sum.
-        in_fp32: a sum that fits into fp32 may be divided there, which gives the same sooner.
+        in_fp32: products are exact in fp32, and sums that are so too may be divided there, which
+            gives the same sooner; see `methods.weights.quotient_in_fp32`.
         out: flat, and as long.
     """
     shares = np.array(weights, np.float64)

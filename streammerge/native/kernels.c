@@ -165,33 +165,62 @@ INLINE void add_products(int kind, const void *data, size_t count, double weight
     for (size_t i = 0; i < count; i++) sum[i] += element(kind, data, i) * weight;
 }
 
+/* Fills a tile with weight * element in fp32. */
+INLINE void load_products(int kind, const void *data, size_t count, float weight,
+                          float *restrict sum) {
+    for (size_t i = 0; i < count; i++) sum[i] = (float)element(kind, data, i) * weight;
+}
+
+/* Adds weight * element to each sum of a tile in fp32. Returns 0 if all sums are exact, by what the
+   additions have lost (Knuth, "The Art of Computer Programming", volume 2, 4.2.2). */
+INLINE uint32_t add_exactly(int kind, const void *data, size_t count, float weight,
+                            float *restrict sum) {
+    uint32_t lost = 0;
+    for (size_t i = 0; i < count; i++) {
+        float term = (float)element(kind, data, i) * weight, before = sum[i];
+        float after = before + term, added = after - before;
+        float error = (before - (after - added)) + (term - added);
+        lost |= bits_of(error) << 1; /* a zero may have a sign */
+        sum[i] = after;
+    }
+    return lost;
+}
+
+/* Computes what `weighted_sum` does for a tile, if no sum is rounded in fp32; returns whether that
+   is so and all results are finite. */
+INLINE int sum_in_fp32(const Tensor *inputs, size_t models, const double *weights, double divisor,
+                       Tensor out, size_t first, size_t count) {
+    float sum[TILE], by = (float)divisor, factor = 1 / by;
+    uint32_t lost = 0;
+    BY_KIND(load_products, inputs[0], first, count, (float)weights[0], sum);
+    for (size_t k = 1; k < models; k++)
+        lost |= BY_KIND(add_exactly, inputs[k], first, count, (float)weights[k], sum);
+    if (lost) return 0;
+    if (bits_of(by) << 9) /* no power of two */
+        for (size_t i = 0; i < count; i++) sum[i] /= by;
+    else
+        for (size_t i = 0; i < count; i++) sum[i] *= factor;
+    return store_single(sum, out, first, count);
+}
+
 /* Computes sum(weights[k] * inputs[k]) / divisor; returns whether all results are finite.
 
-   in_fp32: a sum that fits into fp32 may be divided there, which gives the same result sooner. */
+   in_fp32: products are exact in fp32, and sums that are so too may be divided there: that gives the
+   same result sooner. */
 EXPORT int weighted_sum(const Tensor *inputs, size_t models, const double *weights, double divisor,
                         int in_fp32, Tensor out, size_t count) {
     double total[TILE];
-    float single[TILE];
     int finite = 1;
     for (size_t first = 0; first < count; first += TILE) {
         size_t length = count - first < TILE ? count - first : TILE;
+        if (in_fp32 && sum_in_fp32(inputs, models, weights, divisor, out, first, length)) continue;
         BY_KIND(load, inputs[0], first, length, total);
         for (size_t i = 0; i < length; i++) total[i] *= weights[0];
         for (size_t k = 1; k < models; k++)
             BY_KIND(add_products, inputs[k], first, length, weights[k], total);
-        uint64_t used = 0;
-        for (size_t i = 0; i < length; i++) used |= bits_of_double(total[i]);
-        int done = 0;
-        if (in_fp32 && !(used & 0x1fffffff)) {
-            float by = (float)divisor;
-            for (size_t i = 0; i < length; i++) single[i] = (float)total[i] / by;
-            done = store_single(single, out, first, length); /* not where fp32 overflows */
-        }
-        if (!done) {
-            if (divisor != 1)
-                for (size_t i = 0; i < length; i++) total[i] /= divisor;
-            finite &= store(total, out, first, length);
-        }
+        if (divisor != 1)
+            for (size_t i = 0; i < length; i++) total[i] /= divisor;
+        finite &= store(total, out, first, length);
     }
     return finite;
 }
