@@ -82,6 +82,7 @@ def test_the_oldest_parts_are_fetched_first_by_no_more_threads_than_allowed(remo
 def test_only_slow_connections_are_many(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "ENOUGH", 200_000)  # 20 kB/s: ten connections bring that
     monkeypatch.setattr(connections, "FEWEST", 2)
+    monkeypatch.setattr(connections, "TELLING", 1000)
     pool = Connections(6)
     for seconds, expected in ((0.05, 6), (0.0, 2), (0.0, 2)):
         remote.seconds, remote.most = seconds, 0
@@ -91,6 +92,20 @@ def test_only_slow_connections_are_many(remote: Any, monkeypatch: pytest.MonkeyP
         if seconds == 0.0 and expected == remote.most:
             break  # those that were too many end after the part that they are at
     assert remote.most == expected
+
+
+def test_a_burst_does_not_show_that_connections_are_fast(
+    remote: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "TELLING", 1001)
+    pool = Connections(6)
+    begin(pool, remote, 0, 10_000).wait()  # at a speed of which one would be enough
+    remote.gate.clear()
+    read = begin(pool, remote, 0, 10_000)
+    time.sleep(0.1)
+    remote.gate.set()
+    read.wait()
+    assert remote.most == 6
 
 
 def test_no_read_is_forgotten_when_threads_end_for_want_of_work(

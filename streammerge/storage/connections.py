@@ -19,15 +19,19 @@ CONNECTIONS = 16
 """Of all models together, at most. The Hub's stores give each some 50 MB/s."""
 FEWEST, ENOUGH = 4, 600e6
 """So many connections are used as bring `ENOUGH` bytes a second at the speed that one of them can
-have, and `FEWEST` at least. An interpreter takes in no more than that; with more connections, their
-threads wait for its lock in turns, and all together are slower (docs/measurements.md)."""
+have, and `FEWEST` at least; all of them while that is not known. An interpreter takes in no more;
+with more connections, their threads wait for its lock in turns, and all together are slower
+(docs/measurements.md)."""
 SECONDS = 0.2
 """What a request should take: long beside a round trip, and short beside a merge, at whose end the
 connections that are done wait for the others."""
 SHORTEST, LONGEST = 1024**2, 16 * 1024**2
 """Bytes of a request, about, as `SECONDS` demands at the speed that a connection has."""
+TELLING = 4 * 1024**2
+"""Bytes from which on a request tells how fast a connection can be: the first ones often come in a
+burst, whatever the server holds a connection to after them."""
 _IDLE = 5.0  # seconds without work after which a thread ends
-_FADING = 0.999  # of the best speed, which part after part is forgotten; it may have been a burst
+_FADING = 0.999  # of the best speed, which part after part is forgotten
 _GLANCE = 0.1  # seconds between two looks at whether the reader was called off
 
 
@@ -92,7 +96,7 @@ class Connections:
 
     def _useful(self) -> int:
         """Return how many connections to use."""
-        wanted = round(ENOUGH / self._best) if self._best else 0
+        wanted = round(ENOUGH / self._best) if self._best else self._limit
         return min(self._limit, max(FEWEST, wanted))
 
     def _start_threads(self) -> None:
@@ -113,13 +117,14 @@ class Connections:
                 read.part_done(error)
             else:
                 read.part_done(None)
-                self._learn(len(view) / (time.perf_counter() - start))
+                self._learn(len(view), time.perf_counter() - start)
 
-    def _learn(self, speed: float) -> None:
+    def _learn(self, nbytes: int, seconds: float) -> None:
         """Note the speed of a part, and use more connections if that needs more."""
+        speed = nbytes / seconds
         with self._changed:
             self._speed = (7 * self._speed + speed) / 8
-            self._best = max(_FADING * self._best, speed)
+            self._best = max(_FADING * self._best, speed if nbytes >= TELLING else 0.0)
             self._start_threads()
 
     def _next_part(self) -> _Part | None:
