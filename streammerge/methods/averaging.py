@@ -1,7 +1,7 @@
 """The kernel of averages and linear combinations: Σ wᵢxᵢ / D, one division and one rounding.
 
 Sums are in fp64. There they are exact for 16-bit inputs, unless those of an element lie some forty
-binary orders apart.
+binary orders apart. Compiled loops try fp32 first, and keep what is seen to be exact.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Terms:
     Attributes:
         weights: what each tensor is multiplied by.
         divisor: of the sum.
-        in_fp32: where the sum fits into fp32, the quotient may be taken there (`weights`).
+        in_fp32: where the sum is exact in fp32, the quotient may be taken there (`weights`).
     """
 
     weights: Sequence[float]

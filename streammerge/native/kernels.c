@@ -359,7 +359,8 @@ INLINE uint64_t number_of(State state) {
    generator on by a tile. Every other state goes its own way, so that neither waits for the other;
    inlined, they would share the registers with a merge.
    numbers: room for 8 more than a tile. */
-static __attribute__((noinline)) void draw(Generator *generator, size_t skip, size_t count, uint16_t *restrict numbers) {
+static __attribute__((noinline)) void draw(Generator *generator, size_t skip, size_t count,
+                                           uint16_t *restrict numbers) {
     State increment = join(generator->increment);
     State by_two = (State)MULTIPLIER * MULTIPLIER, then = increment * ((State)MULTIPLIER + 1);
     State even = join(generator->state), odd = even * MULTIPLIER + increment;
