@@ -2,7 +2,7 @@
 
 An output takes aligned stretches of shard files in any order, and shows nothing that could be taken
 for a model before `publish`. To add one, write a module here with classes that satisfy `Output` and
-`ShardFile`, and choose it by the scheme of `-o` in `api`.
+`ShardFile`, and choose it by the scheme of `-o` in `targets`.
 """
 
 from __future__ import annotations
