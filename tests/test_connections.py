@@ -12,6 +12,7 @@ from streammerge.errors import ReadError
 from streammerge.storage import EarlyReader, connections
 from streammerge.storage.connections import Connections, StreamReader
 from streammerge.storage.retrying import Stopped
+from streammerge.storage.wire import Wire
 
 
 class Remote:
@@ -26,7 +27,7 @@ class Remote:
         self.seconds = 0.0  # that each part takes
         self._lock = threading.Lock()
 
-    def read_into(self, offset: int, view: memoryview, stop: threading.Event) -> None:
+    def read_into(self, offset: int, view: memoryview, stop: threading.Event, wire: Wire) -> None:
         with self._lock:
             self.order.append(offset)
             self.at_once += 1
@@ -77,35 +78,6 @@ def test_the_oldest_parts_are_fetched_first_by_no_more_threads_than_allowed(remo
     assert all(
         abs(found - wanted) <= 1 for found, wanted in zip(firsts, sorted(firsts), strict=True)
     )
-
-
-def test_only_slow_connections_are_many(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "ENOUGH", 200_000)  # 20 kB/s: ten connections bring that
-    monkeypatch.setattr(connections, "FEWEST", 2)
-    monkeypatch.setattr(connections, "TELLING", 1000)
-    pool = Connections(6)
-    for seconds, expected in ((0.05, 6), (0.0, 2), (0.0, 2)):
-        remote.seconds, remote.most = seconds, 0
-        reads = [begin(pool, remote, 10_000 * i, 10_000) for i in range(3)]
-        for read in reads:
-            read.wait()
-        if seconds == 0.0 and expected == remote.most:
-            break  # those that were too many end after the part that they are at
-    assert remote.most == expected
-
-
-def test_a_burst_does_not_show_that_connections_are_fast(
-    remote: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "TELLING", 1001)
-    pool = Connections(6)
-    begin(pool, remote, 0, 10_000).wait()  # at a speed of which one would be enough
-    remote.gate.clear()
-    read = begin(pool, remote, 0, 10_000)
-    time.sleep(0.1)
-    remote.gate.set()
-    read.wait()
-    assert remote.most == 6
 
 
 def test_no_read_is_forgotten_when_threads_end_for_want_of_work(

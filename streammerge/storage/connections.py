@@ -11,27 +11,20 @@ import itertools
 import threading
 import time
 from collections import deque
+from contextlib import closing
 
 from streammerge.storage.hub_files import HubFile
 from streammerge.storage.retrying import Stopped
+from streammerge.storage.wire import Wire
 
 CONNECTIONS = 16
 """Of all models together, at most. The Hub's stores give each some 50 MB/s."""
-FEWEST, ENOUGH = 4, 600e6
-"""So many connections are used as bring `ENOUGH` bytes a second at the speed that one of them can
-have, and `FEWEST` at least; all of them while that is not known. An interpreter takes in no more;
-with more connections, their threads wait for its lock in turns, and all together are slower
-(docs/measurements.md)."""
 SECONDS = 0.2
 """What a request should take: long beside a round trip, and short beside a merge, at whose end the
 connections that are done wait for the others."""
 SHORTEST, LONGEST = 1024**2, 16 * 1024**2
 """Bytes of a request, about, as `SECONDS` demands at the speed that a connection has."""
-TELLING = 4 * 1024**2
-"""Bytes from which on a request tells how fast a connection can be: the first ones often come in a
-burst, whatever the server holds a connection to after them."""
 _IDLE = 5.0  # seconds without work after which a thread ends
-_FADING = 0.999  # of the best speed, which part after part is forgotten
 _GLANCE = 0.1  # seconds between two looks at whether the reader was called off
 
 
@@ -76,7 +69,7 @@ class Connections:
         self._limit = limit
         self._parts: deque[_Part] = deque()
         self._threads = self._idle = 0
-        self._speed = self._best = 0.0  # bytes a second of a connection, lately; 0: not known yet
+        self._speed = 0.0  # bytes a second of a connection, lately
         self._changed = threading.Condition()
 
     def begin(
@@ -94,45 +87,35 @@ class Connections:
             self._changed.notify(count)
         return read
 
-    def _useful(self) -> int:
-        """Return how many connections to use."""
-        wanted = round(ENOUGH / self._best) if self._best else self._limit
-        return min(self._limit, max(FEWEST, wanted))
-
     def _start_threads(self) -> None:
         """Start threads for parts that wait; the caller has the lock."""
-        for _ in range(min(len(self._parts) - self._idle, self._useful() - self._threads)):
+        for _ in range(min(len(self._parts) - self._idle, self._limit - self._threads)):
             self._threads += 1
             threading.Thread(target=self._work, name="hub", daemon=True).start()
 
     def _work(self) -> None:
-        while (part := self._next_part()) is not None:
-            file, offset, view, read = part
-            start = time.perf_counter()
-            try:
-                if read.stop.is_set() or read.is_done():  # another part of it has failed
-                    raise Stopped
-                file.read_into(offset, view, read.stop)
-            except BaseException as error:
-                read.part_done(error)
-            else:
-                read.part_done(None)
-                self._learn(len(view), time.perf_counter() - start)
+        with closing(Wire()) as wire:
+            while (part := self._next_part()) is not None:
+                self._fetch(part, wire)
 
-    def _learn(self, nbytes: int, seconds: float) -> None:
-        """Note the speed of a part, and use more connections if that needs more."""
-        speed = nbytes / seconds
-        with self._changed:
-            self._speed = (7 * self._speed + speed) / 8
-            self._best = max(_FADING * self._best, speed if nbytes >= TELLING else 0.0)
-            self._start_threads()
+    def _fetch(self, part: _Part, wire: Wire) -> None:
+        file, offset, view, read = part
+        start = time.perf_counter()
+        try:
+            if read.stop.is_set() or read.is_done():  # another part of it has failed
+                raise Stopped
+            file.read_into(offset, view, read.stop, wire=wire)
+        except BaseException as error:
+            read.part_done(error)
+        else:
+            read.part_done(None)
+            speed = len(view) / (time.perf_counter() - start)
+            with self._changed:
+                self._speed = (7 * self._speed + speed) / 8
 
     def _next_part(self) -> _Part | None:
-        """Wait for work; None after a while without, or when there are more threads than needed."""
+        """Wait for work; None after a while without."""
         with self._changed:
-            if self._threads > self._useful():
-                self._threads -= 1
-                return None
             while not self._parts:
                 self._idle += 1
                 woken = self._changed.wait(_IDLE)
@@ -165,4 +148,4 @@ class StreamReader:
         return self.begin(offset, length, buffer, threading.Event()).wait()
 
     def close(self) -> None:
-        """Do nothing: connections are the client's, and shared."""
+        """Do nothing: connections are shared."""

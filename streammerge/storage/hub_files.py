@@ -2,7 +2,8 @@
 
 The Hub answers a request for a large file with a redirect to a store elsewhere, by a link that is
 signed for some minutes or hours. The link is kept and used until the store refuses it; then the
-Hub is asked for another. A connection that is cut goes on at the byte where it stopped.
+Hub is asked for another. A connection that is cut goes on at the byte where it stopped. The client
+follows the redirect, and what is asked of the link goes over a `Wire` where there is one.
 
 What is checked of an answer: that it is the range that was asked for, of a file of the size, commit
 and digest that the repository lists. That its bytes are right cannot be seen in a range.
@@ -10,18 +11,27 @@ and digest that the repository lists. That its bytes are right cannot be seen in
 
 from __future__ import annotations
 
-import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
 from streammerge.errors import HubError, ReadError, StreammergeError, printable
-from streammerge.storage.retrying import LONG_TRIES, BrokenAnswer, Patience, Stopped, no_answer
+from streammerge.storage.ranges import promised, range_headers
+from streammerge.storage.retrying import (
+    LONG_TRIES,
+    TRANSIENT,
+    BrokenAnswer,
+    Patience,
+    RefusedForNow,
+    Stopped,
+    no_answer,
+    status_in,
+)
+from streammerge.storage.wire import Wire
 
 _REFUSED_LINK = (400, 401, 403, 404, 410)  # what stores answer once a signed link has expired
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _FEW = 3  # answers that make no sense, before it is said
 
 
@@ -31,6 +41,14 @@ class RemoteFile:
 
     size: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """Where the bytes of a file are to be had, and the headers that this place wants."""
+
+    url: str
+    headers: Mapping[str, str]
 
 
 class HubFile:
@@ -51,7 +69,7 @@ class HubFile:
         self.size = listed.size
         self._repo_id, self._commit, self._listed, self._token = repo_id, commit, listed, token
         self._url = hf_hub_url(repo_id, path, revision=commit)
-        self._link: str | None = None
+        self._link: _Link | None = None
 
     def read_into(
         self,
@@ -59,6 +77,7 @@ class HubFile:
         view: memoryview,
         stop: Event | None = None,
         tries: int = LONG_TRIES,
+        wire: Wire | None = None,
     ) -> None:
         """Fill `view` with the bytes from `offset`.
 
@@ -67,6 +86,7 @@ class HubFile:
             view: room for the bytes.
             stop: ends the reading with `Stopped`.
             tries: failures in a row before it is given up.
+            wire: connections of the calling thread, for what need not go through the client.
 
         Raises:
             ReadError: the file ends before that, or the network fails for too long.
@@ -82,12 +102,11 @@ class HubFile:
             before = done
             error: Exception | None = None
             try:
-                with closing(self._request(offset + done, offset + len(view))) as chunks:
-                    for chunk in chunks:
+                with closing(self._receive(offset + done, view[done:], wire)) as counts:
+                    for count in counts:
+                        done += count
                         if stop is not None and stop.is_set():
                             raise Stopped
-                        view[done : done + len(chunk)] = chunk
-                        done += len(chunk)
             except _LinkExpired:
                 continue
             except (StreammergeError, Stopped):
@@ -114,23 +133,49 @@ class HubFile:
 
     def _given_up(self, error: Exception, position: int) -> StreammergeError:
         """Return the error for people; a link with its signature must not be in it."""
-        from streammerge.hub import explain, status_of
+        from streammerge.hub import explain
 
         remedy = "Run the same command again later: finished shards are kept."
         where = f"reading {self.label} at byte {position:,} failed"
         if isinstance(error, BrokenAnswer):
             remedy = "If it happens again, use --download cache, which asks for no ranges."
             return ReadError(f"{where}: {error}", remedy)
-        status = status_of(error)
+        status = status_in(error)
         if no_answer(error):
             reason = printable(str(error)) or type(error).__name__
             return ReadError(f"{where}: {reason}", f"Check the network. {remedy}")
-        if status == 429 or status >= 500:
+        if status in TRANSIENT or status >= 500:
             return ReadError(f"{where}: the server answers {status} time and again", remedy)
         return explain(error, "read", self._repo_id)
 
-    def _request(self, begin: int, end: int) -> Generator[bytes, None, None]:
-        """Yield bytes of the range as they arrive, from the first on, perhaps not to the last."""
+    def _receive(
+        self, begin: int, view: memoryview, wire: Wire | None
+    ) -> Generator[int, None, None]:
+        """Move bytes into `view` as they arrive, and yield how many; perhaps not up to its end."""
+        link = self._link
+        if link is not None and wire is not None and wire.reaches(link.url):
+            yield from self._receive_over(wire, link, begin, view)
+        else:
+            yield from self._receive_by_client(link, begin, view)
+
+    def _receive_over(
+        self, wire: Wire, link: _Link, begin: int, view: memoryview
+    ) -> Generator[int, None, None]:
+        end = begin + len(view)
+        with wire.get(link.url, {**range_headers(begin, end), **link.headers}) as answer:
+            if answer.status_code in TRANSIENT:
+                raise RefusedForNow(answer)
+            if answer.status_code not in (200, 206):
+                raise self._expired(link)
+            left = promised(answer, begin, end, self.size)
+            done = 0
+            while done < left and (count := answer.read_into(view[done:left])):
+                done += count
+                yield count
+
+    def _receive_by_client(
+        self, link: _Link | None, begin: int, view: memoryview
+    ) -> Generator[int, None, None]:
         from huggingface_hub import constants
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -138,32 +183,39 @@ class HubFile:
             hf_raise_for_status,
         )
 
-        link = self._link
-        headers = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-        if link is None:
-            headers = build_hf_headers(token=self._token, headers=headers)
+        end = begin + len(view)
+        own = link.headers if link else build_hf_headers(token=self._token)
+        headers = {**range_headers(begin, end), **own}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        url = link.url if link else self._url
         with get_session().stream(
-            "GET", link or self._url, headers=headers, timeout=timeout, follow_redirects=True
+            "GET", url, headers=headers, timeout=timeout, follow_redirects=True
         ) as response:
             if link is not None and response.status_code in _REFUSED_LINK:
-                if self._link == link:
-                    self._link = None
-                raise _LinkExpired
+                raise self._expired(link)
             if response.status_code in _REFUSED_LINK and _is_elsewhere(response):
                 raise BrokenAnswer(f"the store refuses a fresh link ({response.status_code})")
             hf_raise_for_status(response)
+            left = promised(response, begin, end, self.size)
             if link is None:
                 self._check_redirect(response)
-            left = self._check_range(response, begin, end)
+                self._link = _Link(str(response.url), {} if _is_elsewhere(response) else own)
+            done = 0
             for chunk in response.iter_raw():
-                left -= len(chunk)
-                if left < 0:
+                if done + len(chunk) > left:
                     raise BrokenAnswer("the answer is longer than it says")
-                yield chunk
+                view[done : done + len(chunk)] = chunk
+                done += len(chunk)
+                yield len(chunk)
+
+    def _expired(self, link: _Link) -> _LinkExpired:
+        """Forget a link, unless another thread has a newer one."""
+        if self._link is link:
+            self._link = None
+        return _LinkExpired()
 
     def _check_redirect(self, response: Any) -> None:
-        """Hold what the Hub says of the file against the listing, and keep the link it gave."""
+        """Hold what the Hub says of the file against the listing."""
         first = response.history[0] if response.history else response
         linked = first.headers.get("x-linked-etag", "").strip('W/"')
         commit = first.headers.get("x-repo-commit", self._commit)
@@ -174,22 +226,6 @@ class HubFile:
                 f"the Hub gives another file than it lists as {self.label} at {self._commit}",
                 "Something between here and the Hub mixes files up: try without proxy or mirror.",
             )
-        if _is_elsewhere(response):
-            self._link = str(response.url)
-
-    def _check_range(self, response: Any, begin: int, end: int) -> int:
-        """Return how many bytes the answer promises; they begin where they were asked to."""
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise BrokenAnswer("the server compresses what it sends")
-        if response.status_code == 200 and (begin, end) == (0, self.size):
-            return self.size
-        found = _RANGE.fullmatch(response.headers.get("content-range", ""))
-        if response.status_code != 206 or found is None:
-            raise BrokenAnswer("the server does not answer ranged requests")
-        first, last, total = int(found[1]), int(found[2]), found[3]
-        if first != begin or not begin <= last < end or total not in ("*", str(self.size)):
-            raise BrokenAnswer(f"the server sent {found[0]} instead of {begin}-{end - 1}")
-        return last + 1 - first
 
 
 def _is_elsewhere(response: Any) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from streammerge.errors import StreammergeError
 
@@ -18,7 +18,7 @@ QUICK_TRIES = 4
 """Failures in a row before a question is given up; a user waits for the answer."""
 LONG_TRIES = 9
 """The same in the middle of a merge, about two minutes: a router may have to come back."""
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _T = TypeVar("_T")
 
 
@@ -28,6 +28,22 @@ class Stopped(Exception):
 
 class BrokenAnswer(Exception):
     """An answer that does not fit the request: too short, another range, not a range at all."""
+
+
+class NoAnswer(Exception):
+    """A connection of our own failed before or within an answer."""
+
+
+class RefusedForNow(Exception):
+    """A server answered over a connection of our own that it cannot at the moment.
+
+    Args:
+        response: the answer, which has a status and headers as the client's answers have.
+    """
+
+    def __init__(self, response: Any) -> None:
+        super().__init__(f"the server answers {response.status_code}")
+        self.response = response
 
 
 def pause(seconds: float, stop: Event | None) -> None:
@@ -83,34 +99,35 @@ def retried(call: Callable[[], _T], tries: int = QUICK_TRIES, stop: Event | None
 
 def is_transient(error: Exception) -> bool:
     """Whether the same request may go well a little later."""
-    return isinstance(error, BrokenAnswer) or _status(error) in _TRANSIENT or no_answer(error)
+    return isinstance(error, BrokenAnswer) or status_in(error) in TRANSIENT or no_answer(error)
 
 
 def is_unreachable(error: Exception) -> bool:
     """Whether the Hub did not answer, or failed at answering."""
-    return no_answer(error) or _status(error) >= 500
+    return no_answer(error) or status_in(error) >= 500
 
 
 def no_answer(error: Exception) -> bool:
     """Whether the connection failed before or within an answer."""
     from streammerge.hub import NETWORK_ERROR  # the client is loaded here and not before
 
-    return isinstance(error, NETWORK_ERROR) and not _status(error)
+    return isinstance(error, NETWORK_ERROR | NoAnswer) and not status_in(error)
 
 
-def _status(error: Exception) -> int:
+def status_in(error: Exception) -> int:
+    """Return the HTTP status that an error carries; 0 where there was no answer."""
     return int(getattr(getattr(error, "response", None), "status_code", 0))
 
 
 def _asked_pause(error: Exception) -> float:
     """Return the seconds that the server asks us to wait; 0 where it says nothing."""
-    if not _status(error):
+    if not status_in(error):
         return 0.0
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
     headers = error.response.headers  # type: ignore[attr-defined]
     limit = parse_ratelimit_headers(headers)
-    if _status(error) == 429 and limit is not None and limit.remaining == 0:
+    if status_in(error) == 429 and limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     asked = headers.get("retry-after", "").strip()
     if asked.isdecimal():
