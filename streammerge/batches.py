@@ -14,7 +14,11 @@ MEASURE_AHEAD = 512 * 1024**2
 
 
 def batches(
-    plan: Plan, checkpoints: Sequence[Checkpoint], size: int, without: Collection[str] = ()
+    plan: Plan,
+    checkpoints: Sequence[Checkpoint],
+    size: int,
+    without: Collection[str] = (),
+    abreast: int = 1,
 ) -> Iterator[tuple[list[OutputTensor], list[Window]]]:
     """Yield stretches of the output, each with the tensors to be measured before it.
 
@@ -23,13 +27,13 @@ def batches(
     one window is measured there, by the thread that merges it.
 
     Args:
-        plan, checkpoints, size, without: as for `cut_windows`.
+        plan, checkpoints, size, without, abreast: as for `cut_windows`.
     """
     windows: list[Window] = []
     ahead: dict[str, OutputTensor] = {}
     seen: set[str] = set()
     nbytes = 0
-    for window in cut_windows(plan, checkpoints, size, without):
+    for window in cut_windows(plan, checkpoints, size, without, abreast):
         for piece in window.pieces:
             split = piece.numel < piece.tensor.info.numel
             if piece.step.passes and split and piece.tensor.name not in seen:

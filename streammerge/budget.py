@@ -32,7 +32,7 @@ PER_DOWNLOAD = 48 * MiB
 PER_TENSOR = 1024
 """Python objects for one tensor of one checkpoint or of the plan."""
 FRAMES = 4
-"""Windows in flight: one is written, one merged, two are read."""
+"""Windows in flight: one is written, one merged, two are read; or two for each growing shard."""
 USEFUL = 192 * MiB
 """Buffers beyond this bring no more speed (measured)."""
 _SMALLEST, _LARGEST = 256 * 1024, 32 * MiB
@@ -50,6 +50,7 @@ class Layout:
         frames: windows in flight.
         slots: for each input, the bytes of its slot in a frame.
         workers: compute threads.
+        abreast: shards that may grow at the same time, each digested by a thread of its own.
         at_once: tensors that are merged whole at the same time, if any.
         peak: expected peak of anonymous memory, bytes.
         reason: where the budget comes from.
@@ -60,6 +61,7 @@ class Layout:
     frames: int
     slots: tuple[int, ...]
     workers: int
+    abreast: int
     at_once: int
     peak: int
     reason: str
@@ -99,10 +101,12 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     fixed += CLIENT if any(checkpoint.pinned for checkpoint in checkpoints) else 0
     ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
     row_room = rows(plan)
+    abreast = _abreast(plan, workers)
+    frames = max(FRAMES, 2 * abreast)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST
 
     def cost(window: int) -> int:
-        return FRAMES * (window + sum(_slots(ratios, window, row_room)))
+        return frames * (window + sum(_slots(ratios, window, row_room)))
 
     least = fixed + cost(smallest)
     if memory is None:
@@ -120,7 +124,7 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     at_once = min(workers, 1 + (budget - least) // each) if each else 1
     fixed += (at_once - 1) * each
     room = min(budget - fixed, USEFUL)
-    per_byte = FRAMES * (1 + sum(ratio * _SLACK for ratio in ratios))
+    per_byte = frames * (1 + sum(ratio * _SLACK for ratio in ratios))
     window = int((room - cost(0)) / per_byte)
     # A small output is cut into several windows too, so that reading and writing overlap.
     longest = max(shard.file_size for shard in plan.shards)
@@ -128,7 +132,18 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     window = window // ALIGNMENT * ALIGNMENT
     slots = tuple(_slots(ratios, window, row_room))
     peak = fixed + cost(window)
-    return Layout(budget, window, FRAMES, slots, workers, at_once, peak, reason)
+    return Layout(budget, window, frames, slots, workers, abreast, at_once, peak, reason)
+
+
+def _abreast(plan: Plan, workers: int) -> int:
+    """Return how many shards may grow at the same time.
+
+    A thread digests 1.1 to 2 GB a second of a shard, which fast disks and many processors outrun.
+    What is measured first, or seen whole, is read in the order of one shard, and slower than that.
+    """
+    if any(step.passes or step.granularity == "tensor" for step in plan.steps):
+        return 1
+    return min(workers, len(plan.shards))
 
 
 def _useful(least: int, wanted: int, whole: Whole | None) -> tuple[int, str]:

@@ -1,10 +1,10 @@
 """Plan → bytes: one pipeline that reads, merges, hashes and writes at once, in bounded memory.
 
-    dispatch ──> readers ──> workers ──┬─> hasher ─┐
-       ↑         (a few      (merge    └─> writer ─┤
-       │          inputs      windows)             │
-       │          each)                            │
-       └───────────── frames come back ────────────┘
+    dispatch ──> readers ──> workers ──┬─> hashers ─┐
+       ↑         (a few      (merge    └─> writer ──┤
+       │          inputs      windows)              │
+       │          each)                             │
+       └───────────── frames come back ─────────────┘
 
 A frame holds the buffers of one window. There are only `layout.frames` of them, allocated once; a
 window waits until a frame comes back, so memory is bounded and no stage runs far ahead. Nothing
@@ -76,10 +76,12 @@ class Pipeline:
         self._finisher = Finisher(plan, output, list(kept), self._merger.nonfinite)
         self._progress = progress
         self._readers = min(len(checkpoints), MAX_READERS)
+        side_by_side = output.needs_digest and not output.one_by_one
+        self._abreast = layout.abreast if side_by_side else 1
         self._free: _Queue = SimpleQueue()
         self._to_read: list[_Queue] = [SimpleQueue() for _ in range(self._readers)]
         self._to_merge: _Queue = SimpleQueue()
-        self._to_hash: _Queue = SimpleQueue()
+        self._to_hash: list[_Queue] = [SimpleQueue() for _ in range(self._abreast)]
         self._to_write: _Queue = SimpleQueue()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -120,7 +122,7 @@ class Pipeline:
         loops: list[tuple[str, Callable[[], None]]] = [
             *((f"reader-{i}", lambda i=i: self._read_loop(i)) for i in range(self._readers)),
             *((f"worker-{i}", self._work_loop) for i in range(self._layout.workers)),
-            ("hasher", self._hash_loop),
+            *((f"hasher-{i}", lambda i=i: self._hash_loop(i)) for i in range(self._abreast)),
             ("writer", self._write_loop),
         ]
         threads = [
@@ -148,7 +150,7 @@ class Pipeline:
         self._stop.set()
 
     def _queues(self) -> list[_Queue]:
-        return [self._free, *self._to_read, self._to_merge, self._to_hash, self._to_write]
+        return [self._free, *self._to_read, self._to_merge, *self._to_hash, self._to_write]
 
     def _flights(self, queue: _Queue) -> Iterator[Flight]:
         """Yield what comes over a queue until the end of the merge, or a failure."""
@@ -159,7 +161,8 @@ class Pipeline:
     def _dispatch(self) -> None:
         """Send out the windows of the output, and before them those of what is to be measured."""
         measurements, size = self._merger.measurements, self._layout.window
-        for measured, windows in batches(self._plan, self._checkpoints, size, self._kept):
+        cut = batches(self._plan, self._checkpoints, size, self._kept, self._abreast)
+        for measured, windows in cut:
             measurements.begin(measured)
             again: list[OutputTensor] = measured
             while again:
@@ -222,12 +225,12 @@ class Pipeline:
                 self._free.put(flight)
                 continue
             flight.wait_for(2)
-            self._to_hash.put(flight)
+            self._to_hash[window.row].put(flight)
             self._to_write.put(flight)
 
-    def _hash_loop(self) -> None:
-        """Digest the shards."""
-        for arrived in self._flights(self._to_hash):
+    def _hash_loop(self, row: int) -> None:
+        """Digest the shards of one row."""
+        for arrived in self._flights(self._to_hash[row]):
             for flight in self._finisher.digest(arrived):
                 self._release(flight)
 

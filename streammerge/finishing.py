@@ -11,8 +11,16 @@ from streammerge.outputs import Output, ShardFile, WrittenShard
 from streammerge.plan import OutputShard, Plan
 
 
+class _Digest:
+    """The digest of a shard, up to the first byte that is still to come."""
+
+    def __init__(self) -> None:
+        self.sha256, self.length = hashlib.sha256(), 0
+        self.early: dict[int, Flight] = {}
+
+
 class Finisher:
-    """Digests and writes windows; `digest` is for one thread, `write` for another.
+    """Digests and writes windows: `write` is for one thread, `digest` for one for each shard.
 
     Args:
         plan: names and sizes of the shards.
@@ -31,9 +39,7 @@ class Finisher:
         self._plan, self._output = plan, output
         self.shards = list(kept)
         self._nonfinite = nonfinite
-        self._waiting: dict[int, Flight] = {}
-        self._next = 0
-        self._sha256, self._hashed = hashlib.sha256(), 0
+        self._sums: dict[int, _Digest] = {}
         self._files: dict[int, ShardFile] = {}
         self._missing: dict[int, int] = {}
         self._digests: dict[int, WrittenShard] = {}
@@ -41,23 +47,21 @@ class Finisher:
         self._lock = threading.Lock()
 
     def digest(self, arrived: Flight) -> Iterator[Flight]:
-        """Take a window, in any order; yield those that are digested, in their own."""
-        self._waiting[arrived.window.number] = arrived
-        while self._next in self._waiting:
-            flight = self._waiting.pop(self._next)
+        """Take a window of a shard, in any order; yield those that are digested, in their own."""
+        number = arrived.window.shard
+        shard, found = self._plan.shards[number], self._sums.setdefault(number, _Digest())
+        found.early[arrived.window.start] = arrived
+        while (flight := found.early.pop(found.length, None)) is not None:
             window = flight.window
-            shard = self._plan.shards[window.shard]
-            if window.start == 0:
-                self._sha256, self._hashed = hashlib.sha256(), 0
             if self._output.needs_digest:
-                self._sha256.update(flight.frame.output[: window.length])
-            self._hashed += window.length
-            self._next += 1
-            if self._hashed == shard.file_size:
-                digest = self._sha256.hexdigest() if self._output.needs_digest else ""
+                found.sha256.update(flight.frame.output[: window.length])
+            found.length += window.length
+            if found.length == shard.file_size:
+                del self._sums[number]
+                digest = found.sha256.hexdigest() if self._output.needs_digest else ""
                 counts = self._nonfinite(shard)
                 written = WrittenShard(shard.file, shard.file_size, digest, *counts)
-                self._complete(window.shard, written=written)
+                self._complete(number, written=written)
             yield flight
 
     def write(self, flight: Flight) -> None:

@@ -7,6 +7,7 @@ side by side in an input are read as one range.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -71,7 +72,7 @@ class Window:
     """An aligned stretch of an output file; or, to be measured, stretches of some tensors.
 
     Attributes:
-        number: counted over all windows that are cut, from 0.
+        row: which of the rows of shards that grow side by side it belongs to.
         shard: index of the output shard.
         start: first byte in the file, a multiple of `ALIGNMENT`.
         length: bytes; only the last window of a file is not a multiple of `ALIGNMENT`.
@@ -81,7 +82,7 @@ class Window:
         measuring: nothing is written: the pieces are to be measured.
     """
 
-    number: int
+    row: int
     shard: int
     start: int
     length: int
@@ -102,24 +103,38 @@ def room_for(length: int) -> int:
 
 
 def cut_windows(
-    plan: Plan, checkpoints: Sequence[Checkpoint], size: int, without: Collection[str] = ()
+    plan: Plan,
+    checkpoints: Sequence[Checkpoint],
+    size: int,
+    without: Collection[str] = (),
+    abreast: int = 1,
 ) -> Iterator[Window]:
-    """Yield the windows of all shards in order.
+    """Yield the windows of all shards, those of each in order.
 
     Args:
         plan: what to do.
         checkpoints: the opened inputs of the plan.
         size: bytes of a window; a multiple of `ALIGNMENT`.
         without: names of shards to pass over.
+        abreast: shards that grow at the same time, each in a row of its own: the digest of one is
+            the work of one thread.
     """
-    number = 0
-    for index, shard in enumerate(plan.shards):
-        if shard.file in without:
-            continue
-        for window in _cut_shard(plan, index, shard, checkpoints, size):
-            window.number = number
-            number += 1
+    shards = iter([(i, s) for i, s in enumerate(plan.shards) if s.file not in without])
+
+    def cut_row(row: int) -> Iterator[Window]:
+        for index, shard in shards:  # of all rows together: who is done takes the next
+            for window in _cut_shard(plan, index, shard, checkpoints, size):
+                window.row = row
+                yield window
+
+    rows = deque(cut_row(row) for row in range(abreast))
+    while rows:
+        window = next(rows[0], None)
+        if window is None:
+            rows.popleft()
+        else:
             yield window
+            rows.rotate(-1)
 
 
 def _cut_shard(

@@ -23,6 +23,7 @@ class ComparingOutput:
     """Takes what a pipeline merges and holds it against what lies in a folder; writes nothing."""
 
     needs_digest = False
+    one_by_one = True
 
     def __init__(self, storage: LocalStorage, plan: Plan, headers: Mapping[str, Header]) -> None:
         self.label = storage.label

@@ -72,6 +72,8 @@ class Output(Protocol):
     label: str
     needs_digest: bool
     """Whether the shards are to be digested; hashing costs about as much as merging."""
+    one_by_one: bool
+    """Whether a shard must be finished before the next is begun; else several may grow at once."""
 
     def begin(self, plan: Plan) -> list[WrittenShard]:
         """Check that the target can take the output, and make room; nothing is visible yet.

@@ -38,6 +38,7 @@ class DirectoryOutput:
     pushed: Pushed | None = None
 
     needs_digest = True
+    one_by_one = False
 
     def __init__(self, out: Path, inputs: list[Path], overwrite: bool) -> None:
         """Prepare to write to a folder, touching nothing yet.

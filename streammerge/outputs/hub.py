@@ -57,6 +57,7 @@ class HubOutput:
     """Writes to a branch of a repository; see `outputs.Output`."""
 
     needs_digest = True
+    one_by_one = True
 
     def __init__(self, destination: Destination) -> None:
         self.label = self.place = destination.label

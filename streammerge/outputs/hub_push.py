@@ -63,6 +63,7 @@ class PushedDirectory:
     """Writes to a folder, and pushes the folder when it is published; see `outputs.Target`."""
 
     needs_digest = True
+    one_by_one = False
 
     def __init__(self, folder: DirectoryOutput, path: Path, destination: Destination) -> None:
         self.label, self.place = folder.label, path

@@ -32,6 +32,7 @@ class MemoryOutput:
     """
 
     needs_digest = False
+    one_by_one = True
 
     def __init__(self, targets: Mapping[str, Target]) -> None:
         self.label = "memory"

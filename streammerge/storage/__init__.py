@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Event
 from typing import Literal, Protocol, runtime_checkable
 
+from streammerge.errors import ReadError
+
 IoMode = Literal["auto", "direct", "mmap", "buffered", "cached", "sample"]
 """How files are read. "cached" is "auto" for files that will be read more than once; "sample" is
 for a few bytes of a file that is not to be downloaded for that."""
@@ -156,3 +158,11 @@ LARGE_READ = 128 * 1024
 def is_large(length: int) -> bool:
     """Whether a read of this length needs an aligned buffer with room around the bytes."""
     return length >= LARGE_READ
+
+
+def ends_early(path: str, offset: int, length: int) -> ReadError:
+    """Return the error for a file that is shorter than its header says."""
+    return ReadError(
+        f"{path} ends before byte {offset + length:,}, which its header promises",
+        "The file is truncated or was changed during the merge: download or copy it again.",
+    )

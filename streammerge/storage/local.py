@@ -17,10 +17,18 @@ from pathlib import Path
 from typing import Literal
 
 from streammerge.errors import CheckpointError, ReadError, printable
-from streammerge.storage import ALIGNMENT, LARGE_READ, FileIdentity, IoMode, RangeReader, is_large
+from streammerge.storage import (
+    ALIGNMENT,
+    LARGE_READ,
+    FileIdentity,
+    IoMode,
+    RangeReader,
+    ends_early,
+    is_large,
+)
+from streammerge.storage.mapped import MappedReader
 from streammerge.storage.pagecache import cached_bytes, drop_behind
 
-_MADV_POPULATE_READ = 22  # not in the mmap module
 _MOSTLY = 0.5  # share of a file in the page cache from which reading through the cache is faster
 
 
@@ -180,49 +188,6 @@ def _bounce_buffer() -> memoryview:
     return memoryview(_thread.bounce)
 
 
-class MappedReader:
-    """Hands out views of a private mapping and releases the pages behind.
-
-    The mapping is copy-on-write, so that even a stray write could not reach the file.
-    """
-
-    def __init__(self, path: str, fd: int, size: int) -> None:
-        self.mode = "mmap"
-        self._path, self._size = path, size
-        try:
-            self._map = mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
-        finally:
-            os.close(fd)
-        self._view = memoryview(self._map)
-        self._released = self._longest = 0
-
-    def fetch(self, offset: int, length: int, buffer: memoryview) -> memoryview:
-        """Return a view of the mapping; `buffer` stays unused."""
-        if offset + length > self._size:
-            raise ends_early(self._path, offset, length)
-        self._longest = max(self._longest, length)
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._populate(offset, length)
-            if offset < self._released:  # it is read once more, from the start
-                self._released = offset // mmap.PAGESIZE * mmap.PAGESIZE
-            # What lies well behind the windows in flight is done with; if not, it faults again.
-            done = (offset - 8 * self._longest) // mmap.PAGESIZE * mmap.PAGESIZE
-            if done > self._released:
-                self._map.madvise(mmap.MADV_DONTNEED, self._released, done - self._released)
-                self._released = done
-        return self._view[offset : offset + length]
-
-    def _populate(self, offset: int, length: int) -> None:
-        """Map the pages of a range in one call, here instead of one by one in the merge."""
-        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        with contextlib.suppress(OSError):  # Linux before 5.14
-            self._map.madvise(_MADV_POPULATE_READ, start, offset - start + length)
-
-    def close(self) -> None:
-        """Drop the mapping as soon as no view of it is left."""
-        self._view = memoryview(b"")
-
-
 def read_fully(fd: int, path: str, offset: int, view: memoryview, needed: int) -> None:
     """Fill `view` from `offset`, at least its first `needed` bytes; the rest may lie past the end.
 
@@ -244,11 +209,3 @@ def read_fully(fd: int, path: str, offset: int, view: memoryview, needed: int) -
         if count == 0:
             raise ends_early(path, offset, needed)
         done += count
-
-
-def ends_early(path: str, offset: int, length: int) -> ReadError:
-    """Return the error for a file that is shorter than its header says."""
-    return ReadError(
-        f"{path} ends before byte {offset + length:,}, which its header promises",
-        "The file is truncated or was changed during the merge: download or copy it again.",
-    )

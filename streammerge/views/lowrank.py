@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streammerge.storage import ALIGNMENT, RangeReader, Storage
-from streammerge.storage.local import ends_early
+from streammerge.storage import ALIGNMENT, RangeReader, Storage, ends_early
 from streammerge.tensors import DTYPES, TensorInfo
 from streammerge.views.arrays import Doubles, Floats, aligned_room, decode, numpy_name
 
