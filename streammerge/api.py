@@ -82,6 +82,7 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
     """
     from streammerge.execute import Pipeline  # not needed to plan
     from streammerge.lanes import choose_device
+    from streammerge.outputs.documents import make_documents
 
     plan, output = prepared.plan, prepared.output
     device, io = options.get("device", "auto"), options.get("io", "auto")
@@ -110,8 +111,6 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
             allow_nonfinite=allowed,
             progress=progress,
         ).run()
-        from streammerge.outputs.documents import make_documents  # loads long: beside the merge
-
         documents, last = make_documents(
             plan,
             prepared.checkpoints,

@@ -218,6 +218,14 @@ def test_methods_are_listed_without_the_rest_of_the_program() -> None:
     assert not loaded & {"streammerge.api", "streammerge.recipe", "streammerge.checkpoint"}
 
 
+def test_a_merge_of_folders_does_not_load_the_client_of_the_hub(
+    pair: list[Path], tmp_path: Path
+) -> None:
+    loaded = loaded_by("average", *map(str, pair), "-o", str(tmp_path / "out"), "--json")
+    client = {"huggingface_hub.hf_api", "huggingface_hub.utils", "httpx2", "httpx", "requests"}
+    assert not loaded & client
+
+
 @pytest.mark.skipif(not native.is_there(), reason="no C compiler was there at installation")
 def test_torch_is_loaded_by_the_merges_that_need_it(pair: list[Path], tmp_path: Path) -> None:
     base, tuned = map(str, pair)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
 
 from streammerge.checkpoint import Checkpoint
 from streammerge.configs import config_with_dtype
@@ -66,27 +66,26 @@ def model_card(plan: Plan, checkpoints: Sequence[Checkpoint], command: Sequence[
     """Return the README.md of the output, with the metadata that the Hub shows for a merge."""
     models = [_parts(model) for model in plan.inputs]
     names = [name for parts in models for name, _ in parts]
-    data = ModelCardData(
-        base_model=list(dict.fromkeys(names)),
-        base_model_relation="merge",
-        license=_common_license(checkpoints),
-        tags=["merge", "streammerge"],
-        library_name="transformers" if checkpoints[plan.side_files_from].config else None,
-    )
+    data = {
+        "base_model": list(dict.fromkeys(names)),
+        "base_model_relation": "merge",
+        "library_name": "transformers" if checkpoints[plan.side_files_from].config else None,
+        "license": _common_license(checkpoints),
+        "tags": ["merge", "streammerge"],
+    }
     rows = "\n".join(
         f"| {' + '.join(name + where for name, where in parts)} | {part_in_words(plan, index)} |"
         for index, parts in enumerate(models)
     )
-    return str(
-        ModelCard(
-            f"---\n{data.to_yaml()}\n---\n\n"
-            f"# Merge of {len(models)} models\n\n"
-            f"{_kind(plan)}, made with streammerge {plan.streammerge}: "
-            f"{plan.parameters:,} parameters, {format_size(plan.nbytes)}.\n\n"
-            f"| model | part |\n| --- | --- |\n{rows}\n\n"
-            f"```sh\n{shlex.join(command)}\n```\n\n{_recipe(plan)}"
-            f"`{MANIFEST}` holds the identity of every input and the sha256 of every file.\n"
-        )
+    known = {key: value for key, value in data.items() if value is not None}
+    return (
+        f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---\n\n"
+        f"# Merge of {len(models)} models\n\n"
+        f"{_kind(plan)}, made with streammerge {plan.streammerge}: "
+        f"{plan.parameters:,} parameters, {format_size(plan.nbytes)}.\n\n"
+        f"| model | part |\n| --- | --- |\n{rows}\n\n"
+        f"```sh\n{shlex.join(command)}\n```\n\n{_recipe(plan)}"
+        f"`{MANIFEST}` holds the identity of every input and the sha256 of every file.\n"
     )
 
 
