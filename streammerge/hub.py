@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -39,6 +40,11 @@ _QUOTA = ("storage", "quota", "limit", "billing", "payment", "upgrade")
 def make_client(token: str | None = None) -> HfApi:
     """Return a client for HF_ENDPOINT, with the given token or the one that is logged in."""
     return HfApi(token=token, library_name="streammerge", library_version=__version__)
+
+
+def make_headers(token: str | None) -> dict[str, str]:
+    """Return the headers of a request to the Hub: who we are, and the token as for `make_client`."""
+    return build_hf_headers(token=token, library_name="streammerge", library_version=__version__)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -253,13 +253,20 @@ def test_a_merge_asks_the_client_for_links_alone_unless_it_must(
     assert len(headers) > 6
 
 
-def test_the_token_is_not_sent_to_a_store(tmp_path: Path, server: Server, hub: Hub) -> None:
-    from streammerge.storage.hub_files import HubFile, RemoteFile, _Link
+def test_stores_see_who_we_are_but_no_token(
+    tmp_path: Path, hub: Hub, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, Mapping[str, str]]] = []
+    get = Wire.get
 
-    file = HubFile("org/a", "0" * 40, "x", RemoteFile(len(DATA), ""), "hf_secret")
-    file._link = _Link(server.url, {})
-    view = memoryview(bytearray(1000))
-    with closing(Wire()) as wire:
-        file.read_into(5, view, wire=wire)
-    assert bytes(view) == DATA[5:1005]
-    assert server.seen == [("/file?signed=1", None)]
+    def noted(wire: Wire, url: str, headers: Mapping[str, str]) -> Any:
+        seen.append((url, {name.lower(): value for name, value in headers.items()}))
+        return get(wire, url, headers)
+
+    monkeypatch.setattr(Wire, "get", noted)
+    streammerge.average(IDS, tmp_path / "out", download="stream")
+    assert weights_of(tmp_path / "out") == pair.wanted
+    assert seen
+    for url, headers in seen:
+        assert "streammerge/" in headers["user-agent"]
+        assert ("authorization" in headers) == url.startswith(hub.url)

@@ -178,13 +178,14 @@ class HubFile:
     ) -> Generator[int, None, None]:
         from huggingface_hub import constants
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
             get_session,
             hf_raise_for_status,
         )
 
+        from streammerge.hub import make_headers
+
         end = begin + len(view)
-        own = link.headers if link else build_hf_headers(token=self._token)
+        own = link.headers if link else make_headers(self._token)
         headers = {**range_headers(begin, end), **own}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         url = link.url if link else self._url
@@ -199,7 +200,7 @@ class HubFile:
             left = promised(response, begin, end, self.size)
             if link is None:
                 self._check_redirect(response)
-                self._link = _Link(str(response.url), {} if _is_elsewhere(response) else own)
+                self._link = _Link(str(response.url), _without_token(own, response))
             done = 0
             for chunk in response.iter_raw():
                 if done + len(chunk) > left:
@@ -226,6 +227,13 @@ class HubFile:
                 f"the Hub gives another file than it lists as {self.label} at {self._commit}",
                 "Something between here and the Hub mixes files up: try without proxy or mirror.",
             )
+
+
+def _without_token(headers: Mapping[str, str], response: Any) -> Mapping[str, str]:
+    """Return the headers that the place of an answer may see."""
+    if not _is_elsewhere(response):
+        return headers
+    return {name: value for name, value in headers.items() if name.lower() != "authorization"}
 
 
 def _is_elsewhere(response: Any) -> bool:
