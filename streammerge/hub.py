@@ -43,7 +43,7 @@ def make_client(token: str | None = None) -> HfApi:
 
 
 def make_headers(token: str | None) -> dict[str, str]:
-    """Return the headers of a request to the Hub: who we are, and the token as for `make_client`."""
+    """Return what a request to the Hub says of us, and the token as for `make_client`."""
     return build_hf_headers(token=token, library_name="streammerge", library_version=__version__)
 
 
