@@ -101,14 +101,12 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     fixed += CLIENT if any(checkpoint.pinned for checkpoint in checkpoints) else 0
     ratios = [_ratio(plan, index, checkpoint) for index, checkpoint in enumerate(checkpoints)]
     row_room = rows(plan)
-    abreast = _abreast(plan, workers)
-    frames = max(FRAMES, 2 * abreast)
     smallest = max(_SMALLEST, CHUNK * 8) if any(s.passes for s in plan.steps) else _SMALLEST
 
-    def cost(window: int) -> int:
+    def cost(window: int, frames: int) -> int:
         return frames * (window + sum(_slots(ratios, window, row_room)))
 
-    least = fixed + cost(smallest)
+    least = fixed + cost(smallest, FRAMES)
     if memory is None:
         budget, reason = _useful(least, fixed + USEFUL + (workers - 1) * each, whole)
     else:
@@ -124,14 +122,18 @@ def make_layout(plan: Plan, checkpoints: Sequence[Checkpoint], memory: int | Non
     at_once = min(workers, 1 + (budget - least) // each) if each else 1
     fixed += (at_once - 1) * each
     room = min(budget - fixed, USEFUL)
+    abreast = _abreast(plan, workers)
+    while abreast > 1 and cost(smallest, 2 * abreast) > room:
+        abreast -= 1
+    frames = max(FRAMES, 2 * abreast)
     per_byte = frames * (1 + sum(ratio * _SLACK for ratio in ratios))
-    window = int((room - cost(0)) / per_byte)
+    window = int((room - cost(0, frames)) / per_byte)
     # A small output is cut into several windows too, so that reading and writing overlap.
     longest = max(shard.file_size for shard in plan.shards)
     window = max(smallest, min(window, _LARGEST, longest // 8))
     window = window // ALIGNMENT * ALIGNMENT
     slots = tuple(_slots(ratios, window, row_room))
-    peak = fixed + cost(window)
+    peak = fixed + cost(window, frames)
     return Layout(budget, window, frames, slots, workers, abreast, at_once, peak, reason)
 
 

@@ -12,10 +12,12 @@ import torch
 
 import streammerge
 from streammerge import api, budget
+from streammerge.errors import BudgetError
 from streammerge.outputs.shardfile import DirectoryShard
 from streammerge.storage.mapped import MappedReader
 from streammerge.windows import Window, cut_windows
 from tests.support.checkpoints import Tensors, like, write_checkpoint
+from tests.support.merging import sizes_in
 from tests.support.outputs import read_json
 from tests.support.preparing import prepare_average
 
@@ -103,6 +105,22 @@ def test_what_has_to_be_measured_keeps_the_order_of_one_shard(
         )
         prepared = api.prepare(streammerge.load_recipe(recipe), tmp_path / "out", **SMALL)
         assert prepared.layout.abreast == expected, method
+
+
+def test_a_small_budget_is_enough_for_one_shard_at_a_time(
+    tmp_path: Path, folders: list[Path], processors: Processors
+) -> None:
+    processors(4)
+    with pytest.raises(BudgetError) as refused:
+        prepare_average(folders, tmp_path / "out", memory="1MiB", **SMALL)
+    (least,) = sizes_in(str(refused.value.remedy))
+    layouts = [
+        prepare_average(folders, tmp_path / "out", memory=size, **SMALL).layout
+        for size in (least, 2 * least)
+    ]
+    assert [layout.abreast for layout in layouts] == [2, 4]
+    assert all(layout.peak <= layout.memory for layout in layouts)
+    streammerge.average(folders, tmp_path / "out", memory=least, **SMALL)
 
 
 @pytest.mark.parametrize("abreast", [1, 2, 3, 50])
