@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from streammerge.storage import Download
 from streammerge.tensors import format_size
 
 _SPARE = 16_000_000  # bytes left free on a disk for what else the cache writes
-_PATIENCE = 20.0  # seconds that a thread gets to end, a connection's timeout among them
+_PATIENCE = 20.0  # seconds that threads get to end, a connection's timeout among them
+_GLANCE = 0.2  # seconds between two looks at whether they have
 
 DownloadProgress = Callable[[int, int], None]
 
@@ -116,11 +118,18 @@ def fetch(downloads: Sequence[Download], at_once: int, progress: DownloadProgres
             thread.join()
     except BaseException:
         stop.set()
-        for download in downloads:
-            download.cut()
-        for thread in threads:
-            thread.join(_PATIENCE / len(threads))
+        _break_off(downloads, threads)
         raise
     if failures:
         raise failures[0]
     return notes
+
+
+def _break_off(downloads: Sequence[Download], threads: Sequence[threading.Thread]) -> None:
+    """Cut connections until all threads have ended: the client opens others and tries again."""
+    end = time.monotonic() + _PATIENCE
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
+        for download in downloads:
+            download.cut()
+        for thread in threads:
+            thread.join(_GLANCE / len(threads))
