@@ -82,7 +82,6 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
     """
     from streammerge.execute import Pipeline  # not needed to plan
     from streammerge.lanes import choose_device
-    from streammerge.outputs.documents import make_documents
 
     plan, output = prepared.plan, prepared.output
     device, io = options.get("device", "auto"), options.get("io", "auto")
@@ -111,6 +110,8 @@ def execute(prepared: Prepared, **options: Unpack[RunOptions]) -> Result:
             allow_nonfinite=allowed,
             progress=progress,
         ).run()
+        from streammerge.outputs.documents import make_documents  # not needed to begin reading
+
         documents, last = make_documents(
             plan,
             prepared.checkpoints,

@@ -76,8 +76,7 @@ class Pipeline:
         self._finisher = Finisher(plan, output, list(kept), self._merger.nonfinite)
         self._progress = progress
         self._readers = min(len(checkpoints), MAX_READERS)
-        side_by_side = output.needs_digest and not output.one_by_one
-        self._abreast = layout.abreast if side_by_side else 1
+        self._abreast = 1 if output.one_by_one else layout.abreast
         self._free: _Queue = SimpleQueue()
         self._to_read: list[_Queue] = [SimpleQueue() for _ in range(self._readers)]
         self._to_merge: _Queue = SimpleQueue()

@@ -249,8 +249,8 @@ def test_a_merge_asks_the_client_for_links_alone_unless_it_must(
     assert weights_of(tmp_path / "out") == pair.wanted
     store_asked = [url for url in asked if not url.startswith(hub.url)]
     assert bool(store_asked) == through_a_proxy
-    headers = [e.range for e in hub.log.find("download", file="*.safetensors") if e.range]
-    assert len(headers) > 6
+    ranges = [e.range for e in hub.log.find("download", file="*.safetensors") if e.range]
+    assert len(ranges) > 6
 
 
 def test_stores_see_who_we_are_but_no_token(

@@ -73,7 +73,7 @@ class Output(Protocol):
     needs_digest: bool
     """Whether the shards are to be digested; hashing costs about as much as merging."""
     one_by_one: bool
-    """Whether a shard must be finished before the next is begun; else several may grow at once."""
+    """Whether shards come one after the other, for want of room or of digests, or several grow."""
 
     def begin(self, plan: Plan) -> list[WrittenShard]:
         """Check that the target can take the output, and make room; nothing is visible yet.

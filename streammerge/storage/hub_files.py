@@ -197,10 +197,10 @@ class HubFile:
             if response.status_code in _REFUSED_LINK and _is_elsewhere(response):
                 raise BrokenAnswer(f"the store refuses a fresh link ({response.status_code})")
             hf_raise_for_status(response)
-            left = promised(response, begin, end, self.size)
             if link is None:
                 self._check_redirect(response)
                 self._link = _Link(str(response.url), _without_token(own, response))
+            left = promised(response, begin, end, self.size)
             done = 0
             for chunk in response.iter_raw():
                 if done + len(chunk) > left:

@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from streammerge.storage.retrying import NoAnswer
 
-_PIECE = 64 * 1024  # bytes taken from a socket at once: a buffer of the C library's own holds them
+_PIECE = 64 * 1024  # bytes taken from a socket at once; larger ones cost more memory and time
 
 
 class Answer:
