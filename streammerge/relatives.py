@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import sqrt
 from statistics import median
 
 import numpy as np
@@ -162,18 +163,18 @@ def _cosine(a: Sample, b: Sample) -> float | None:
     a, b = a[finite], b[finite]
     if a.size < _FEWEST:
         return None
-    flat = [np.unique(sample[:1024]).size < _DISTINCT for sample in (a, b)]
+    flat = [len(set(sample[:1024].tolist())) < _DISTINCT for sample in (a, b)]
     if any(flat):
         return None if all(flat) else 0.0
     a, b = (_centred(sample) for sample in (a, b))
-    return float(a @ b)
+    return _product(a, b)
 
 
 def _centred(sample: Sample) -> Sample:
     """Return a sample less its mean, of length 1; scaled first, so that no square overflows."""
     scaled = sample / np.abs(sample).max()
     centred = scaled - scaled.mean()
-    unit: Sample = centred / np.linalg.norm(centred)
+    unit: Sample = centred / sqrt(_product(centred, centred))
     return unit
 
 
@@ -184,7 +185,12 @@ def _distance(a: Sample, b: Sample) -> float:
     if largest == 0:
         return float("inf")
     a, b = a / largest, b / largest
-    return float(np.linalg.norm(b - a) / np.linalg.norm(a))
+    return sqrt(_product(b - a, b - a) / _product(a, a))
+
+
+def _product(a: Sample, b: Sample) -> float:
+    # By BLAS it would wake threads, which go on to spin on the cores that the merge begins on.
+    return float(np.einsum("i,i", a, b))
 
 
 def _describe(relation: Relation) -> str:

@@ -11,7 +11,7 @@ from streammerge.errors import RecipeError
 
 
 class _Wish(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class ZeroRow(_Wish):
