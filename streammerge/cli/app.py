@@ -154,8 +154,3 @@ def root(
     ] = False,
 ) -> None:
     """Merge checkpoints of any size, at the speed of the disk, in the memory you allow."""
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

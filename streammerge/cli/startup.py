@@ -1,8 +1,9 @@
 """Loads what a merge needs beside everything else, and torch without what makes that slow.
 
 Loading torch takes most of a short merge. Python's cyclic garbage collector runs over its hundreds
-of thousands of objects again and again, while loading and once more at exit, and frees next to
-nothing: without it `python -c "import torch"` takes 1.7 s instead of 3.0 (docs/measurements.md).
+of thousands of objects again and again, while loading (but for `cli.main`, which has it run rarely)
+and once more at exit, and frees next to nothing: without it `python -c "import torch"` takes 1.7 s
+instead of 3.0 (docs/measurements.md).
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ def load_torch_beside(plan: Plan, device: str) -> None:
 
 
 def _load_beside(*modules: str) -> None:
-    gc.disable()
     threading.Thread(target=_load, args=modules, name="loader", daemon=True).start()
 
 
@@ -38,4 +38,3 @@ def _load(*modules: str) -> None:
     for module in modules:
         importlib.import_module(module)
     gc.freeze()  # what is loaded now stays, so the collector need not look at it again
-    gc.enable()
