@@ -24,7 +24,8 @@ class PlanOptions(HubOptions, total=False):
     Keys:
         memory: bound on the process's anonymous memory, e.g. "1GiB" or bytes; by default enough for
             full speed.
-        max_shard_size: bytes of an output shard, e.g. "5GB", the default.
+        max_shard_size: bytes of an output shard at most, e.g. "10GB"; by default 5 GB, and an even
+            number of shards for an output of more than 3 GB.
         overwrite: replace a checkpoint that is in `out` already.
         strict: refuse models that look unrelated, which is only a note otherwise.
         download: weights on the Hub go through the "cache" of its client, or "stream" unstored.
@@ -32,7 +33,7 @@ class PlanOptions(HubOptions, total=False):
     """
 
     memory: str | int | None
-    max_shard_size: str | int
+    max_shard_size: str | int | None
     overwrite: bool
     strict: bool
     download: DownloadMode

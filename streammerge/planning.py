@@ -5,10 +5,7 @@ Everything that can be refused is refused here, before a byte of the output exis
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-
-from huggingface_hub import split_state_dict_into_shards_factory
 
 from streammerge.checkpoint import Checkpoint, as_read
 from streammerge.configs import compare_configs
@@ -22,7 +19,6 @@ from streammerge.methods.weights import exact_weights
 from streammerge.plan import (
     ARITHMETIC,
     InputFile,
-    OutputShard,
     OutputTensor,
     Plan,
     PlanInput,
@@ -30,17 +26,19 @@ from streammerge.plan import (
 )
 from streammerge.recipe import Recipe, Treatment
 from streammerge.recipe.treatment import all_settings
-from streammerge.tensors import layout_key
+from streammerge.sharding import split
 from streammerge.version import __version__
 
 
-def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size: int) -> Plan:
+def make_plan(
+    recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size: int | None
+) -> Plan:
     """Return the plan of a merge.
 
     Args:
         recipe: what was asked for.
         checkpoints: its models, opened, in the same order.
-        max_shard_size: bytes of tensor data in an output shard, unless one tensor is larger.
+        max_shard_size: of the output; see `sharding.split`.
 
     Raises:
         CoverageError: the inputs do not match each other.
@@ -66,7 +64,7 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], max_shard_size:
         recipe=recipe,
         inputs=tuple(_inputs(checkpoints, list(steps))),
         steps=tuple(steps),
-        shards=_shards(tensors, max_shard_size),
+        shards=split(tensors, max_shard_size),
         side_files_from=donor,
         notes=(*notes, *compare_configs(checkpoints, donor)),
     )
@@ -214,27 +212,3 @@ def _donor(recipe: Recipe) -> int:
         f"--side-files-from {recipe.side_files_from!r} is none of the models",
         f"Give one of: {', '.join(recipe.inputs)}.",
     )
-
-
-def _shards(tensors: list[OutputTensor], max_shard_size: int) -> tuple[OutputShard, ...]:
-    # The split follows the names alone, so that the inputs' own sharding has no influence.
-    by_name = {tensor.name: tensor for tensor in sorted(tensors, key=_natural_key)}
-    split = split_state_dict_into_shards_factory(
-        by_name,
-        get_storage_size=lambda tensor: tensor.info.nbytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
-    return tuple(
-        OutputShard(
-            file=file,
-            tensors=tuple(sorted((by_name[n] for n in names), key=lambda t: layout_key(t.info))),
-        )
-        for file, names in split.filename_to_tensors.items()
-    )
-
-
-def _natural_key(tensor: OutputTensor) -> list[tuple[int, str]]:
-    """Order layers.2 before layers.10; the digits' text breaks ties such as 1 and 01."""
-    parts = re.split(r"(\d+)", tensor.name)
-    return [(int(part) if part.isascii() and part.isdigit() else -1, part) for part in parts]

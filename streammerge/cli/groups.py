@@ -39,7 +39,7 @@ class Plan:
     """Where the output goes, and within what bounds."""
 
     memory: o.Memory = None
-    max_shard_size: o.MaxShardSize = "5GB"
+    max_shard_size: o.MaxShardSize = None
     overwrite: o.Overwrite = False
     strict: o.Strict = False
     download: o.DownloadOption = o.Download.cache

@@ -171,7 +171,13 @@ Memory = Annotated[
     ),
 ]
 MaxShardSize = Annotated[
-    str, typer.Option("--max-shard-size", metavar="SIZE", help="Size of an output shard.")
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="The largest that an output shard may be, e.g. 10GB; by default 5GB, and from 3GB on "
+        "two shards or more, which are written side by side.",
+    ),
 ]
 Device = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:<i>.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import runpy
@@ -32,7 +33,7 @@ class Done:
 def in_process(capsys: pytest.CaptureFixture[str], *args: object) -> Done:
     """Run `python -m streammerge ARGS` in this process: quick, and true to the entry point."""
     capsys.readouterr()
-    code = 0
+    code, collecting = 0, gc.get_threshold()
     with mock.patch.object(sys, "argv", ["streammerge", *map(str, args)]):
         try:
             with contextlib.suppress(KeyError):
@@ -40,6 +41,8 @@ def in_process(capsys: pytest.CaptureFixture[str], *args: object) -> Done:
             runpy.run_module("streammerge", run_name="__main__")
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            gc.set_threshold(*collecting)  # the command's own is for its whole process
     captured = capsys.readouterr()
     return Done(code, captured.out, captured.err)
 
