@@ -24,8 +24,8 @@ def split(tensors: Sequence[OutputTensor], max_shard_size: int | None) -> tuple[
     Args:
         tensors: of the output.
         max_shard_size: bytes of tensor data in a shard, unless one tensor is larger. None for one
-            file up to `ONE_FILE`, and for an even number of shards about equally large beyond that,
-            of at most `LARGEST`.
+            file up to `ONE_FILE`, and beyond that for pairs of shards about equally large, of at
+            most `LARGEST`, as far as the tensors allow.
     """
     by_name = {tensor.name: tensor for tensor in sorted(tensors, key=_natural_key)}
     if max_shard_size is None:
