@@ -175,8 +175,7 @@ MaxShardSize = Annotated[
     typer.Option(
         "--max-shard-size",
         metavar="SIZE",
-        help="The largest that an output shard may be, e.g. 10GB; by default 5GB, and from 3GB on "
-        "two shards or more, which are written side by side.",
+        help="Largest output shard; by default 5GB, and two or more of them from 3GB on.",
     ),
 ]
 Device = Annotated[
