@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +33,7 @@ from huggingface_hub.utils import get_session
 from tests.support.checkpoints import random_tensors, write_checkpoint
 from tests.support.hub import READ, Hub, hub_environment
 from tests.support.hub.client import running_hub
+from tests.support.hub.server import Thread, free_port
 
 LARGE = os.urandom(300_000)
 
@@ -164,3 +169,30 @@ def test_a_subprocess_finds_it(hub: Hub, tmp_path: Path) -> None:
         done = subprocess.run(run, env=environment, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         assert str(tmp_path) in done.stdout or "RepositoryNotFoundError" in done.stderr
+
+
+def test_a_stand_in_that_stops_leaves_no_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: left.append(str(raised.exc_value)))
+
+    def knock(address: tuple[str, int], clients: list[socket.socket]) -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(300):
+                clients.append(socket.create_connection(address))
+
+    async def silent(scope: object, receive: object, send: object) -> None:
+        """Answer nobody."""
+
+    for _ in range(10):
+        listener = free_port()
+        address, stand_in = listener.getsockname(), Thread(silent, [listener])
+        clients: list[socket.socket] = []
+        knocking = threading.Thread(target=knock, args=(address, clients))
+        knocking.start()
+        time.sleep(0.003)
+        stand_in.stop()
+        knocking.join()
+        for client in clients:
+            client.close()
+    gc.collect()
+    assert left == []

@@ -46,12 +46,17 @@ class Server(uvicorn.Server):
         await self._stopped.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # What was accepted first becomes a connection: asyncio cannot make one for a server that
+        # was closed in between, and leaves the socket open and a transport without an owner.
         for server in self.servers:
-            server.close()
-        for _ in range(5):  # a connection accepted just now is listed some turns of the loop later
+            for listener in server.sockets:
+                self._loop.remove_reader(listener.fileno())
+        for _ in range(5):
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
             await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopped.set)
